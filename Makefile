@@ -1,0 +1,47 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: demo test test-fast lint format bench-train lock clean
+
+demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
+	$(BIN)/tokenmill run flows/recipes/demo.toml
+
+test: .venv/.installed-dev .venv-s3/.installed   ## the whole suite, with a real S3-compatible server
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-fast: .venv/.installed-dev   ## what needs no server and no whole line
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+lint: .venv/.installed-dev        ## ruff, pyright, and the one-way rule flows -> cluster -> model
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-train: .venv/.installed     ## tokens/s inside a Ray Train worker against the same model in a bare torch loop
+	$(BIN)/python -m benchmarks.train
+
+lock: .venv/.installed-dev        ## rewrite constraints.txt from what is installed
+	$(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' > constraints.txt
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-s3/.installed: infra/s3/install.sh
+	PYTHON=$(PYTHON) bash infra/s3/install.sh
+	touch $@
+
+clean:                            ## what runs leave in this folder: store, tracking, logs
+	rm -rf store mlruns mlartifacts mlflow.db logs
