@@ -1,0 +1,151 @@
+"""A recipe: one TOML file that describes a run of the line, from its sources to a registered model.
+
+A stage's table is that stage's own config class, so what a table allows is written once, beside the code that reads
+it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything starts.
+
+    name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
+    extends = "base.toml"    [model] [train]                              pretraining
+    seed = 7                 [instruct] [rlhf]                            alignment; absent or false: left out
+    store = "s3://b/p"       [evaluate] [release] [cluster] [tracking]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from cluster.align import InstructConfig, RlhfConfig
+from cluster.data.corpus import Source
+from cluster.data.filter import FilterConfig
+from cluster.data.pack import PackConfig
+from cluster.data.tokenizer import TokenizerConfig
+from cluster.evaluate import EvaluateConfig
+from cluster.release import ReleaseConfig
+from cluster.session import ClusterConfig
+from cluster.tracking import TrackingConfig
+from flows.recipe_errors import Problem, RecipeError
+from flows.recipe_toml import Layers, read_layers
+from flows.recipe_validate import validate
+from model.config import ModelConfig
+from model.trainer import TrainConfig
+
+
+class StoreConfig(BaseModel):
+    """`store = "…"`, or a table `[store]` with the same as `url`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field("store", min_length=1, description="a folder, or s3://bucket/prefix")
+
+
+class Recipe(BaseModel):
+    """What one run of the line is made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        description="letters, digits, dashes; names the run and, by default, the registered model"
+    )
+    seed: int = Field(0, ge=0)
+    store: StoreConfig = StoreConfig()
+    sources: tuple[Source, ...] = Field(min_length=1)
+    filter: FilterConfig = FilterConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    pack: PackConfig = PackConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    instruct: InstructConfig | None = None
+    rlhf: RlhfConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+    release: ReleaseConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    _layers: Layers | None = PrivateAttr(None)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(
+                "letters, digits, dashes, dots and underscores, and it begins with a letter or digit."
+            )
+        return name
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _store_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+    @field_validator("instruct", "rlhf", "release", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The merged values as they were written, for the tracking record."""
+        return self._layers.values if self._layers else self.model_dump(mode="json")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it was read from, bases first."""
+        return self._layers.files if self._layers else []
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe by path or by the name of one that ships, with `--set` overrides on top.
+
+    Raises:
+        RecipeError: every problem, with file and line, key, what was given and what is allowed.
+    """
+    layers = read_layers(name, overrides)
+    recipe = validate(Recipe, layers)
+    problems = list(cross_checks(recipe, layers))
+    if problems:
+        raise RecipeError(layers.name, problems)
+    recipe._layers = layers
+    return recipe
+
+
+def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
+    """What no table can see alone."""
+    found: list[Problem] = []
+
+    def wrong(key: str, message: str, given: str | None = None) -> None:
+        loc = tuple(int(p) if p.isdigit() else p for p in key.split("."))
+        found.append(Problem(layers.key(loc), str(layers.origin(loc)), given, message))
+
+    names = [s.name for s in recipe.sources]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            wrong(f"sources.{index}.name", "another source has this name; each needs its own.", f'"{name}"')
+    if not any(s.weight > 0 for s in recipe.sources):
+        weights = ", ".join(f"{s.weight:g}" for s in recipe.sources)
+        wrong(
+            "sources", "at least one weight above 0, else there is nothing to train on.", f"weights {weights}"
+        )
+    longest = recipe.model.max_seq_len
+    for table in ("train", "instruct", "evaluate"):
+        length = getattr(getattr(recipe, table), "seq_len", None)
+        if length is not None and length > longest:
+            wrong(
+                f"{table}.seq_len",
+                f"at most model.max_seq_len = {longest}: lower {table}.seq_len or raise model.max_seq_len.",
+                str(length),
+            )
+    if recipe.model.vocab_size not in (0, recipe.tokenizer.vocab_size):
+        wrong(
+            "model.vocab_size",
+            f"leave it out: the tokenizer sets it (tokenizer.vocab_size = {recipe.tokenizer.vocab_size}).",
+            str(recipe.model.vocab_size),
+        )
+    if recipe.rlhf is not None and recipe.instruct is None:
+        wrong(
+            "rlhf",
+            "needs [instruct] before it: a model that never saw the chat format has nothing to reward.",
+        )
+    return found

@@ -1,0 +1,222 @@
+"""Layers of a recipe -> a validated model, or every problem at once in plain words.
+
+The schema is pydantic models and dataclasses (a stage's own config classes); nothing here knows which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from flows.recipe_errors import Loc, Problem, RecipeError, given, nearest
+from flows.recipe_toml import Layers
+
+M = TypeVar("M", bound=BaseModel)
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def validate(schema: type[M], layers: Layers) -> M:
+    """The recipe as `schema`.
+
+    Raises:
+        RecipeError: with every problem pydantic found, each at its key and origin.
+    """
+    try:
+        return schema.model_validate(layers.values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if _texts_typed_as_values(layers, errors):
+            return validate(schema, layers)
+        problems = {str(p): p for e in errors for p in [_problem(schema, layers, e)]}
+        raise RecipeError(layers.name, problems.values()) from None
+
+
+def _texts_typed_as_values(layers: Layers, errors: list[Any]) -> bool:
+    """`--set name=5` is TOML for a number, but meant as a text where only a text is allowed."""
+    changed = False
+    for error in errors:
+        loc = _within(layers, error["loc"])
+        raw = layers.origin(loc).raw if loc in layers.origins else None
+        if error["type"] == "string_type" and raw is not None and not isinstance(error["input"], str):
+            parent = layers.value(loc[:-1])
+            parent[loc[-1]] = raw
+            changed = True
+    return changed
+
+
+def _within(layers: Layers, loc: Loc) -> Loc:
+    """`loc` without the parts that pydantic adds for the members of a union."""
+    here: Any = layers.values
+    kept: list[str | int] = []
+    for part in loc:
+        if (isinstance(here, dict) and part in here) or (
+            isinstance(here, list) and isinstance(part, int) and part < len(here)
+        ):
+            here = here[part]
+            kept.append(part)
+        else:
+            break
+    return tuple(kept)
+
+
+def _problem(schema: type[BaseModel], layers: Layers, error: Any) -> Problem:
+    loc, kind = error["loc"], error["type"]
+    if kind == "missing":
+        where = _within(layers, loc[:-1])
+        return Problem(layers.key(loc), str(layers.origin(where)), "nothing", sentence(error))
+    loc = _within(layers, loc) or loc
+    where = str(layers.origin(loc))
+    if kind in UNKNOWN:
+        table = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))
+        return Problem(layers.key(loc), where, given(error["input"]), unknown_key(schema, loc, table))
+    if kind in ("value_error", "assertion_error") and isinstance(error["input"], Mapping | BaseModel):
+        return Problem(layers.key(loc), where, None, sentence(error))
+    if kind in ("value_error", "assertion_error") and type(error["input"]).__name__ == "ArgsKwargs":
+        return Problem(layers.key(loc), where, None, sentence(error))
+    return Problem(layers.key(loc), where, given(error["input"]), sentence(error))
+
+
+# --- what keys and types a place in the recipe allows ------------------------------------------------------
+
+
+def unwrap(annotation: Any) -> Any:
+    """The table class inside Optional[...], Annotated[...], list[...] and tuple[X, ...]; else the annotation."""
+    while True:
+        origin = typing.get_origin(annotation)
+        if origin is typing.Annotated:
+            annotation = typing.get_args(annotation)[0]
+        elif origin in (typing.Union, types.UnionType):
+            inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+            tables = [a for a in inner if is_table(unwrap(a))]
+            if len(inner) != 1 and not tables:
+                return annotation
+            annotation = tables[0] if tables else inner[0]
+        elif origin in (list, tuple) and typing.get_args(annotation):
+            annotation = typing.get_args(annotation)[0]
+        else:
+            return annotation
+
+
+def is_table(annotation: Any) -> bool:
+    return isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    )
+
+
+def keys_of(table: Any) -> dict[str, Any]:
+    """Every key a table allows, with its annotation; {} for what is not a table."""
+    if not is_table(table):
+        return {}
+    if issubclass(table, BaseModel):
+        return {n: f.annotation for n, f in table.model_fields.items()}
+    hints = typing.get_type_hints(table, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(table) if f.init}
+
+
+def table_at(schema: Any, loc: Loc) -> Any:
+    """The class that describes the table at `loc`."""
+    table = unwrap(schema)
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        keys = keys_of(table)
+        if part not in keys:
+            return None
+        table = unwrap(keys[part])
+    return table
+
+
+def all_keys(schema: Any, prefix: str = "") -> dict[str, str]:
+    """{dotted key: last part} of every key in every table of the schema."""
+    found: dict[str, str] = {}
+    for name, annotation in keys_of(unwrap(schema)).items():
+        dotted = f"{prefix}{name}"
+        found[dotted] = name
+        inner = unwrap(annotation)
+        if is_table(inner):
+            found |= all_keys(inner, f"{dotted}.")
+    return found
+
+
+def unknown_key(schema: Any, loc: Loc, name_of_table: str) -> str:
+    """The sentence for a key nobody reads: the nearest here, then elsewhere, then all the keys of the table."""
+    word = str(loc[-1])
+    here = list(keys_of(table_at(schema, loc[:-1])))
+    table = f"[{name_of_table}]" if name_of_table else "the recipe's top level"
+    sentence = f"no such key in {table}."
+    close = nearest(word, here)
+    elsewhere = {d: last for d, last in all_keys(schema).items() if d.rpartition(".")[0] != name_of_table}
+    same = [d for d, last in elsewhere.items() if last == word and last not in here]
+    if close:
+        sentence += f" Did you mean {close[0]}?"
+    if same:
+        sentence += f" {word} belongs to {_and([f'[{d.rpartition(chr(46))[0] or d}]' for d in same], 'or')}."
+    elif not close:
+        far = nearest(word, set(elsewhere.values()))
+        if far:
+            dotted = next(d for d, last in elsewhere.items() if last == far[0])
+            sentence += f" Did you mean {dotted}?"
+    return sentence + f" Its keys: {', '.join(sorted(here))}."
+
+
+# --- pydantic's errors in plain words -----------------------------------------------------------------------
+
+_PLAIN = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text in quotes",
+    "list_type": "a list, [...]",
+    "tuple_type": "a list, [...]",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dataclass_type": "a table",
+    "none_required": "nothing",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+}
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """What is allowed, for one pydantic error (unknown keys have `unknown_key`)."""
+    kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
+    if kind in _PLAIN:
+        return f"must be {_PLAIN[kind]}."
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"must be {words} {context[name]}."
+    if kind == "missing":
+        return "this key is required."
+    if kind in ("literal_error", "enum"):
+        expected = str(context.get("expected", ""))
+        choices = [c.strip(" '\"") for c in expected.replace(" or ", ", ").split(",") if c.strip()]
+        close = nearest(str(value), choices)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"one of {', '.join(choices)}.{hint}"
+    if kind in ("value_error", "assertion_error"):
+        return str(context.get("error", error["msg"])).strip()
+    if kind in ("too_short", "string_too_short"):
+        return f"must have at least {context['min_length']}."
+    if kind in ("too_long", "string_too_long"):
+        return f"must have at most {context['max_length']}."
+    return error["msg"][:1].lower() + error["msg"][1:] + "."
+
+
+def _and(words: list[str], word: str = "and") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
