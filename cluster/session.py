@@ -1,0 +1,194 @@
+"""One Ray for the whole line: started on this machine, or joined at an address.
+
+With nothing configured, `Session.ensure()` starts Ray here with what the machine has. `[cluster] address` or
+`RAY_ADDRESS` joins a cluster, and inside `ray job submit` the job's own. Ray is started once, in the background
+where the caller wants, and kept until `close()`; a line whose stages are all cached never starts it.
+
+A Ray started here listens on loopback only and with a token of its own for each run, so that other users of the
+machine can't submit work to it. A cluster's own authentication settings are left as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import secrets
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LOOPBACK = "127.0.0.1"
+
+# Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` it would reinstall the project in every worker
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class ClusterConfig(BaseModel):
+    """Where the work runs. None of it changes what is made, so none of it is in a fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(None, description="a Ray cluster's address; default: RAY_ADDRESS, else a local Ray")
+    workers: int | Literal["auto"] = Field(
+        "auto", description="data-parallel training workers; auto: one a GPU, or one for the machine's CPU"
+    )
+    cpus_per_worker: float | None = Field(None, gt=0, description="default: the cluster's CPUs over its workers")
+    use_gpu: bool | Literal["auto"] = "auto"
+    max_failures: int = Field(2, ge=0, description="restarts of a training whose worker or node died")
+    object_store_mb: int = Field(512, ge=80, description="a local Ray's shared memory for objects")
+
+
+class Session:
+    """A Ray that is started once and shared by every stage.
+
+    Args:
+        config: the recipe's `[cluster]`.
+        log_dir: folder for Ray's own logs of a local start; default: Ray's temporary folder.
+    """
+
+    def __init__(self, config: ClusterConfig | None = None, log_dir: Path | None = None):
+        self.config = config or ClusterConfig()
+        self.log_dir = log_dir
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._started = False
+        self._ours = False  # this session called ray.init, so it calls ray.shutdown
+
+    def start_in_background(self) -> None:
+        """Begin to start Ray in a thread; `ensure` waits for it and raises what it raised."""
+        if self._thread is None and not self._started:
+            self._thread = threading.Thread(target=self._try, name="ray-start", daemon=True)
+            self._thread.start()
+
+    def ensure(self) -> Session:
+        """Ray is up when this returns.
+
+        Raises:
+            ConnectionError: the address doesn't answer, or Ray doesn't start.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        elif not self._started:
+            self._try()
+        if self._error is not None:
+            error, self._error = self._error, None
+            where = self.address
+            if where:
+                raise ConnectionError(
+                    f"No Ray cluster answers at {where!r} ({error}). Start one with `ray start --head`, or unset "
+                    "RAY_ADDRESS and [cluster] address to use this machine."
+                ) from error
+            raise ConnectionError(f"Ray did not start on this machine: {error}") from error
+        return self
+
+    @property
+    def address(self) -> str | None:
+        """The cluster to join, or None to start Ray here."""
+        return self.config.address or os.environ.get("RAY_ADDRESS") or None
+
+    def workers(self) -> tuple[int, bool, float]:
+        """(training workers, whether each gets a GPU, CPUs for each), from what the cluster has now."""
+        import ray
+
+        self.ensure()
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+        use_gpu = gpus > 0 if self.config.use_gpu == "auto" else self.config.use_gpu
+        if use_gpu and not gpus:
+            raise ValueError('[cluster] use_gpu = true, but Ray sees no GPU here: set use_gpu = "auto" or false.')
+        count = self.config.workers
+        if count == "auto":
+            count = gpus if use_gpu else 1
+        if use_gpu and count > gpus:
+            raise ValueError(f"[cluster] workers = {count}, but the cluster has {gpus} GPUs: one worker needs one GPU.")
+        share = self.config.cpus_per_worker or min(max(cpus // count, 1.0), cpus / count)
+        if share * count > cpus + 1e-6:
+            raise ValueError(
+                f"[cluster] {count} workers x {share:g} CPUs need {share * count:g} CPUs and the cluster has "
+                f"{cpus:g}: lower workers or cpus_per_worker."
+            )
+        return count, use_gpu, share
+
+    def devices(self) -> int:
+        """Devices a training occupies: GPUs, or CPU workers."""
+        return self.workers()[0]
+
+    def close(self) -> None:
+        """Stop the Ray that this session started; leave a cluster that it joined."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+            self._ours = False
+        self._started = False
+
+    def _try(self) -> None:
+        with self._lock:
+            try:
+                self._start()
+                self._started = True
+            except (Exception, SystemExit) as error:  # Ray's start-up may call sys.exit
+                self._error = error
+
+    def _start(self) -> None:
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address or in_job:
+            import ray
+
+            if ray.is_initialized():
+                return
+            if not in_job:  # a job's working directory is already everywhere; otherwise send the code along
+                options["runtime_env"] = {"py_modules": _own_packages()}
+            ray.init(address=self.address or "auto", **options)
+        else:
+            _private_token()
+            import ray
+
+            if ray.is_initialized():
+                return
+            ray.init(
+                num_cpus=os.cpu_count() or 1,
+                include_dashboard=False,
+                object_store_memory=self.config.object_store_mb * 2**20,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(self.log_dir) if self.log_dir else None,
+                **options,
+            )
+        self._ours = True
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _private_token() -> None:
+    """A token for this run's own Ray, in this process's environment, which its children inherit.
+
+    Ray's default would write one token into the home folder and keep it.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _own_packages() -> list[str]:
+    """The folders of tokenmill's packages, sent to a cluster that is joined from outside."""
+    specs = (importlib.util.find_spec(name) for name in ("flows", "cluster", "model"))
+    return [next(iter(spec.submodule_search_locations or [])) for spec in specs if spec]
