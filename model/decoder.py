@@ -1,0 +1,157 @@
+"""The decoder: embeddings, then per layer x + mixer(norm(x)), x + feed_forward(norm(x)), then a norm and the head.
+
+    tokens (B, T) -> hidden (B, T, D) by `forward`; hidden -> logits (…, V) by `logits`
+
+They are apart because the loss never makes all logits at once (objectives/next_token.py) and generation needs only
+the last token's. With a `State` the same forward is prefill and one-token decoding.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import Checkpointing, ModelConfig
+from model.feed_forward import FeedForward
+from model.init import normal_
+from model.mixers import mixer_class
+from model.norm import make_norm
+from model.optim.roles import Role
+from model.segments import Segments
+from model.state import LayerState, State
+
+
+class Block(nn.Module):
+    """One layer, pre-norm."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = make_norm(config)
+        self.mixer = mixer_class(config.layer_mixers[layer])(config, layer)
+        self.ff_norm = make_norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_BTD: Tensor, segments: Segments, state: LayerState | None) -> Tensor:
+        mixed, _ = self.mixer(self.mixer_norm(x_BTD), segments, state)
+        x_BTD = x_BTD + mixed
+        return x_BTD + self.feed_forward(self.ff_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """A language model from its config; weights are unset until `init_weights` or a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        if config.vocab_size < 1:
+            raise ValueError("the model's vocab_size is not set: give it, or take the tokenizer's")
+        super().__init__()
+        self.config = config
+        self.checkpointing: Checkpointing = "none"
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        learned = config.position == "learned"
+        self.positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = make_norm(config)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(
+        self, tokens_BT: Tensor, *, segments: Segments | None = None, state: State | None = None
+    ) -> tuple[Tensor, State | None]:
+        """Hidden states (B, T, D) after the last norm, ready for `logits`.
+
+        segments: documents of packed rows; None: each row is one document (which goes on from `state`, if given).
+            With a state, `segments.lengths_B` says how many of each row's T tokens are real (right padding).
+        state: is updated in place, and returned with its lengths moved on.
+        """
+        B, T = tokens_BT.shape
+        if state is not None:
+            lengths_B = None if segments is None else segments.lengths_B
+            segments = Segments.continued(state.lengths_B, T, lengths_B, state.longest)
+        elif segments is None:
+            segments = Segments.unbroken(B, T, tokens_BT.device)
+        x = self.embedding(tokens_BT)
+        if self.positions is not None:
+            longest = segments.longest if state is not None else T
+            if longest > self.config.max_seq_len:
+                raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
+            x = x + self.positions(segments.positions_BT)
+        recompute = self.checkpointing == "full" and torch.is_grad_enabled() and state is None
+        for layer, block in enumerate(self.blocks):
+            memory = state.layers[layer] if state is not None else None
+            if recompute:
+                x = checkpoint(block, x, segments, memory, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, segments, memory)
+        if state is not None:
+            state = state.advance(T, segments.lengths_B)
+        return self.norm(x), state
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the embedding's own weight if they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) -> (…, V) float32, soft-capped if the config says so."""
+        logits = F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def new_state(
+        self, batch: int, max_len: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """An empty state for `batch` rows of at most `max_len` tokens."""
+        device = self.embedding.weight.device if device is None else device
+        dtype = self.embedding.weight.dtype if dtype is None else dtype
+        layers = [block.mixer.new_state(batch, max_len, device, dtype) for block in self.blocks]  # type: ignore
+        return State(layers, torch.zeros(batch, dtype=torch.long, device=device))
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> "Decoder":
+        """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 * layers).
+
+        The same seed gives the same weights on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        std = self.config.init_std
+        output_std = std / math.sqrt(2 * self.config.n_layers)
+        for embedding in (self.embedding, self.positions, self.head):
+            if embedding is not None:
+                normal_(embedding.weight, std, generator)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.mixer_norm.init_weights()
+                module.ff_norm.init_weights()
+                module.mixer.init_weights(generator, std, output_std)
+                module.feed_forward.init_weights(generator, std, output_std)
+        self.norm.init_weights()
+        return self
+
+    def parameter_roles(self) -> dict[str, Role]:
+        """Every parameter's name and what it is to the optimizer."""
+        roles = {
+            name: Role("matrix") if parameter.ndim == 2 else Role("vector") for name, parameter in self.named_parameters()
+        }
+        for prefix, module in self.named_modules():
+            if isinstance(module, Block):
+                for part in ("mixer", "feed_forward"):
+                    own = getattr(module, part).parameter_roles()
+                    roles |= {f"{prefix}.{part}.{name}": role for name, role in own.items()}
+        roles["embedding.weight"] = Role("embedding")
+        if self.positions is not None:
+            roles["positions.weight"] = Role("embedding")
+        if self.head is not None:
+            roles["head.weight"] = Role("head")
+        return roles
+
+
+def with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The config with the tokenizer's size; ValueError if it names another one that is too small."""
+    if config.vocab_size and config.vocab_size < vocab_size:
+        raise ValueError(
+            f"vocab_size = {config.vocab_size} is smaller than the tokenizer's {vocab_size}: leave it out (0), "
+            "or give at least that"
+        )
+    return config if config.vocab_size else replace(config, vocab_size=vocab_size)

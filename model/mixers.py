@@ -1,0 +1,28 @@
+"""The registry of sequence mixers: a name in `ModelConfig.pattern` to the class that mixes tokens over time.
+
+A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; see `attention.py` for the model:
+
+    forward(x_BTD, segments, state=None) -> (y_BTD, state)   one path for training, prefill and decoding
+    init_weights(generator, std, output_std)                every parameter of its own
+    new_state(batch, max_len, device, dtype)                its memory for generation; has `.select(rows)`
+    flops_per_token(span)                                   forward FLOPs beyond its weight matrices, and
+                                                            `span` is the mean number of keys a query sees
+    parameter_roles() -> {name: Role}                       only for parameters whose role their shape hides
+
+Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one line.
+"""
+
+from importlib import import_module
+from typing import Any
+
+MIXERS: dict[str, str] = {
+    "attention": "model.attention:Attention",
+}
+
+
+def mixer_class(name: str) -> type[Any]:
+    """The class behind `name`; ValueError with the known names otherwise."""
+    if name not in MIXERS:
+        raise ValueError(f"unknown mixer {name!r}: known are {', '.join(sorted(MIXERS))}")
+    module, attribute = MIXERS[name].split(":")
+    return getattr(import_module(module), attribute)

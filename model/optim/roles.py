@@ -1,0 +1,12 @@
+"""What a parameter is to the optimizer: matrix (may be orthogonalised), embedding, head, or vector (no decay)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Role:
+    """rows: sizes of the blocks of output rows that are matrices of their own (q, k, v in one weight)."""
+
+    kind: Literal["matrix", "embedding", "head", "vector"]
+    rows: tuple[int, ...] | None = None
