@@ -2,9 +2,9 @@
 
     [part, part, …] ── Ray Data: read(part) → tables ──▶ tables in the order of the parts
 
-Each part is one task, which may give any number of tables while it runs (they stream, so a part may be far larger
-than memory). The order is that of the parts and of the tables within each, whatever the number of workers; Ray
-Data's back-pressure bounds what is in flight.
+Each part is one task, which may give any number of tables while it runs (they stream, so a part may be far
+larger than memory). The order is that of the parts and of the tables within each, whatever the number of
+workers; Ray Data's back-pressure bounds what is in flight.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def stream(
         ).map_batches(
             _Reader(read, name), batch_size=None, batch_format="pyarrow", num_cpus=cpus, zero_copy_batch=True
         )
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        for table in batches:
             if table.num_rows:
                 yield table
 
