@@ -1,0 +1,60 @@
+"""Figures drawn from data: a stage writes what is to be seen, the tracker draws it.
+
+    {"title", "x_label", "y_label", "kind": "line" | "bar", "series": [{"name", "x": […], "y": […]}]}
+
+Matplotlib's object interface, not pyplot: that one keeps global state and isn't safe in threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(spec: Mapping[str, Any]) -> Figure:
+    """Draw a spec as above; points without a finite y are left out.
+
+    Raises:
+        ValueError: another kind than "line" or "bar", or a series whose x and y differ in length.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kind = spec.get("kind", "line")
+    if kind not in ("line", "bar"):
+        raise ValueError(f"Figure of kind {kind!r}; it can be 'line' or 'bar'.")
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    series = list(spec.get("series", ()))
+    labels: list[Any] = []
+    for one in series:
+        if len(one["x"]) != len(one["y"]):
+            raise ValueError(f"Series {one.get('name')!r} has {len(one['x'])} x and {len(one['y'])} y.")
+        labels += [x for x in one["x"] if x not in labels] if kind == "bar" else []
+    for index, one in enumerate(series):
+        points = [(x, y) for x, y in zip(one["x"], map(_number, one["y"]), strict=True) if math.isfinite(y)]
+        xs, ys = [p[0] for p in points], [p[1] for p in points]
+        if kind == "line":
+            axes.plot(xs, ys, label=one.get("name"), linewidth=1.4, marker="o" if len(xs) == 1 else None)
+        else:
+            width = 0.8 / len(series)
+            places = [labels.index(x) + (index - (len(series) - 1) / 2) * width for x in xs]
+            axes.bar(places, ys, width, label=one.get("name"))
+    if kind == "bar":
+        axes.set_xticks(range(len(labels)), [str(x) for x in labels], rotation=30 if len(labels) > 4 else 0)
+    if spec.get("y_scale") == "log":
+        axes.set_yscale("log")
+    axes.set(title=spec.get("title", ""), xlabel=spec.get("x_label", ""), ylabel=spec.get("y_label", ""))
+    axes.grid(alpha=0.25)
+    if any(one.get("name") for one in series) and (len(series) > 1 or kind == "line"):
+        axes.legend(frameon=False)
+    return figure
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

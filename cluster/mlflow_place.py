@@ -1,0 +1,160 @@
+"""Where MLflow is for a store, and a quiet connection to it.
+
+    store             nothing configured                                  MLFLOW_TRACKING_URI or [tracking] uri
+    ./store           sqlite:///<abs>/mlflow.db, <abs>/mlartifacts        wins; a server keeps its own artifacts
+    s3://bucket/p     sqlite:///<cwd>/mlflow.db, s3://bucket/p/mlflow
+
+`[tracking] uri` is the recipe's and so wins over the variable. A SQLite file is made once, under a lock: MLflow's
+migrations race when two processes are the first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Read by MLflow at import or at each request. `setdefault`: what the user has set wins.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits for 4 minutes within one call; the outbox retries
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+SQLITE = "sqlite:///"
+_guard = threading.Lock()
+_ready: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Place:
+    """An MLflow, and where new experiments of it keep their files (None: as the server decides)."""
+
+    uri: str
+    artifact_root: str | None
+    state: Path  # what has not been delivered yet is kept here
+
+    @property
+    def is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file, if it is one."""
+        return Path(self.uri[len(SQLITE) :]) if self.uri.startswith(SQLITE) else None
+
+    @property
+    def command(self) -> str:
+        """What a person types to see the runs of a database that no server shows."""
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
+
+def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
+    """The MLflow that belongs to a store; see the table above.
+
+    Raises:
+        ValueError: a `uri` that MLflow would take for its old file store, which it no longer serves.
+    """
+    store = str(store_url)
+    remote = "://" in store
+    beside = Path.cwd() if remote else Path(store).expanduser().absolute().parent
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    artifacts: str | None = f"{store.rstrip('/')}/mlflow" if remote else str(beside / "mlartifacts")
+    if not given:
+        given = f"{SQLITE}{beside / 'mlflow.db'}"
+    elif given.startswith(SQLITE):
+        database = Path(given[len(SQLITE) :].partition("?")[0]).absolute()
+        given = f"{SQLITE}{database}"
+        artifacts = artifacts if remote else str(database.parent / "mlartifacts")
+    elif given.startswith(("http://", "https://", "databricks")):
+        given, artifacts = given.rstrip("/"), None
+    elif "://" not in given or given.startswith("file:"):
+        raise ValueError(
+            f"Tracking URI {given!r}: MLflow no longer keeps runs in plain files. Give a server (http://…), "
+            f"a database (sqlite:////abs/mlflow.db, postgresql://…), or nothing."
+        )
+    if remote:
+        import hashlib
+
+        cache = Path(os.environ.get("TOKENMILL_CACHE") or Path.home() / ".cache" / "tokenmill")
+        state = cache / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
+    else:
+        state = Path(store).expanduser().absolute() / "work" / "tracking"
+    return Place(given, artifacts, state)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client, with MLflow's chatter in Python's logging and not on the terminal. The first takes seconds."""
+    import_quietly()
+    from mlflow import MlflowClient
+
+    with _guard:
+        if uri not in _ready and uri.startswith(SQLITE):
+            _create_database(Path(uri[len(SQLITE) :]), uri)
+        _ready.add(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+def import_quietly() -> Any:
+    """The `mlflow` module, its loggers handed to Python's logging: it puts handlers of its own on stderr."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic", "sqlalchemy.engine", "huey"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = bool(logging.getLogger().handlers)
+    return mlflow
+
+
+def _create_database(path: Path, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(path.name + ".lock")):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; yields whether it is held (always, with `wait`). It falls free when its owner dies."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    """The experiment's id; made, or brought back from the trash, where needed."""
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(2):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            return found.experiment_id
+        try:
+            folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+            return client.create_experiment(name, f"{artifact_root}/{folder}" if artifact_root else None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
+                raise
+    raise RuntimeError(f"MLflow says both that experiment {name!r} exists and that it doesn't.")
