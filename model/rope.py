@@ -33,7 +33,7 @@ class Rope(nn.Module):
             cos, sin = self.table(x_BTHD.shape[1], x_BTHD.device)[:, : x_BTHD.shape[1], None]
         else:
             cos, sin = self.table(longest, x_BTHD.device)[:, positions_BT][:, :, :, None]
-        return _Rotation.apply(x_BTHD, cos.to(x_BTHD.dtype), sin.to(x_BTHD.dtype))
+        return _Rotation.apply(x_BTHD.float(), cos, sin).to(x_BTHD.dtype)  # type: ignore[union-attr]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:

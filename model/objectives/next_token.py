@@ -1,0 +1,106 @@
+"""Next-token prediction: cross-entropy in chunks of tokens, so that all logits never exist at once.
+
+    loss_sum = sum over valid tokens of  logsumexp(z) - z[target]  + z_loss * logsumexp(z)^2,   z = cap(W h)
+
+z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits are, so
+`forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products, none repeated.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.decoder import Decoder
+from model.segments import Segments
+
+IGNORE = -100
+CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32
+
+
+class Batch(NamedTuple):
+    """Rows of packed documents. targets are the next tokens, IGNORE (-100) where there is no loss; positions restart
+    at 0 with each document. All (B, T) int64."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    positions_BT: Tensor
+
+
+def next_token(model: Decoder, batch: Batch, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The objective of pretraining and of fine-tuning: (loss_sum, n_valid, {})."""
+    hidden_BTD, _ = model(batch.tokens_BT, segments=Segments.from_positions(batch.positions_BT))
+    loss, n_valid = cross_entropy(
+        hidden_BTD.flatten(0, 1), model.head_weight, batch.targets_BT.flatten(), model.config.logit_softcap, z_loss
+    )
+    return loss, n_valid, {}
+
+
+def cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(sum of the losses of valid tokens, float32 scalar; number of valid tokens, int64 scalar)."""
+    if torch.is_autocast_enabled(hidden_ND.device.type):
+        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
+        hidden_ND = hidden_ND.to(dtype)
+    loss = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, z_loss)
+    return loss, (targets_N != IGNORE).sum()  # type: ignore[return-value]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, z_loss):
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        V = weight_VD.shape[0]
+        w_VD = weight_VD.to(hidden_ND.dtype)
+        d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
+        d_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if need_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        valid = targets_N != IGNORE
+        rows = None if bool(valid.all()) else valid.nonzero().squeeze(1)
+        count = targets_N.shape[0] if rows is None else rows.shape[0]
+        chunk = max(1, CHUNK_ELEMENTS // V)
+        for start in range(0, count, chunk):
+            at = slice(start, start + chunk) if rows is None else rows[start : start + chunk]
+            h, target = hidden_ND[at], targets_N[at]
+            z = F.linear(h, w_VD).float()
+            if softcap is not None:
+                z = z.div_(softcap).tanh_().mul_(softcap)
+            picked = z.gather(1, target[:, None]).squeeze(1)
+            lse = torch.logsumexp(z, 1)
+            total += (lse - picked).sum()
+            if z_loss:
+                total += z_loss * lse.square().sum()
+            if not (need_hidden or need_weight):
+                continue
+            slope = (1 - (z / softcap).square_()) if softcap is not None else None
+            dz = z.sub_(lse[:, None]).exp_()  # the softmax
+            if z_loss:
+                dz *= (1 + 2 * z_loss * lse)[:, None]
+            dz[torch.arange(target.shape[0], device=dz.device), target] -= 1
+            if slope is not None:
+                dz *= slope
+            dz = dz.to(h.dtype)
+            if d_hidden is not None:
+                d_hidden[at] = dz @ w_VD
+            if d_weight is not None:
+                if h.dtype == torch.float32:
+                    d_weight.addmm_(dz.t(), h)
+                else:
+                    d_weight += (dz.t() @ h).float()
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, *grads):
+        d_hidden, d_weight = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )

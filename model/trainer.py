@@ -1,0 +1,252 @@
+"""The training loop in bare torch: the same in a notebook, in a test and inside Ray Train on many workers.
+
+    each step: micro-batches -> sums of losses and of gradients -> ONE all-reduce -> / number of valid tokens
+               -> clip by global norm -> optimizer -> report -> maybe checkpoint
+
+Gradients are views of one flat fp32 buffer whose tail carries the step's scalars (loss, valid tokens, the wish to
+stop), so that one fixed all-reduce per step settles everything: N steps equal k steps, a resume and N - k steps bit
+for bit, and no rank can stop alone. The loss is a sum over the *global* batch's valid tokens divided by their number,
+so micro-batches, uneven masks and the number of workers don't change it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model import checkpoint
+from model.config import TrainConfig
+from model.count import StepFlops
+from model.decoder import Decoder
+from model.objectives.next_token import Batch, next_token
+from model.optim.groups import make_optimizers
+from model.optim.schedule import learning_rate
+from model.precision import choose, matmul_peak
+
+__all__ = ["Batch", "Objective", "StepReport", "TrainConfig", "TrainResult", "TrainerState", "read_state", "train"]
+
+OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
+TAIL = 64  # scalars of a step after the gradients: 7 of the trainer's, the rest for an objective's extras
+COUNT = 4096  # counts are reduced as two fp32 digits in this base, so that they stay exact
+
+Objective = Callable[[Decoder, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""(model, micro-batch) -> (sum of losses to go backward from, number it is divided by, sums to report)."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step, the same on every rank; loss and extras are means over the global batch's valid tokens."""
+
+    step: int  # steps done, this one included
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # of the global batch
+    tokens_per_second: float
+    mfu: float  # model FLOPs / (seconds * matmul rate measured on this device * workers)
+    seconds: float
+    skipped: int  # steps so far whose gradient was not finite and was thrown away
+    extras: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerState:
+    """What `trainer.json` holds beside weights and optimizer; `extra` is the caller's (e.g. its events' offset)."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    step: int
+    stopped: bool  # asked to by a callback, before the last step
+    loss: float  # of the last step run here; nan if there was none
+    tokens: int  # since the first step of all
+    skipped: int
+    seconds: float  # spent here
+    precision: str  # what was chosen, and why
+
+
+def read_state(folder: Path | str) -> TrainerState:
+    """Where a checkpoint's run was."""
+    return TrainerState(**json.loads((Path(folder) / STATE).read_text()))
+
+
+def train(
+    model: Decoder,
+    batches: Callable[[int], Any],
+    config: TrainConfig,
+    *,
+    objective: Objective | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    on_step: Callable[[StepReport], bool | None] | None = None,
+    save: Callable[[int, Callable[..., None]], None] | None = None,
+    resume: Path | str | None = None,
+) -> TrainResult:
+    """Train `model` in place, from step 0 or from the checkpoint folder `resume`, up to `config.steps`.
+
+    batches: step (from 0) -> this rank's rows of that global batch, a NamedTuple of tensors with rows first.
+    on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one rank,
+        with the next step if there are several (they agree in its all-reduce). A checkpoint is saved then.
+    save: (step, write) on every rank, every `checkpoint_every` steps, when stopped and at the end.
+        `write(folder, **extra)` fills a folder that `resume` takes; call it on rank 0 only, ranks hold the same.
+    """
+    objective = objective or (lambda model, batch: next_token(model, batch, z_loss=config.z_loss))
+    device = torch.device(device)
+    dtype, reason = choose(config.precision, device)
+    model.to(device).train()
+    model.checkpointing = config.activation_checkpointing
+    optimizers = make_optimizers(model, config)
+    state = TrainerState()
+    if resume is not None:
+        checkpoint.load_weights(model, resume)
+        _load_optimizers(optimizers, model, Path(resume) / OPTIMIZER)
+        state = read_state(resume)
+    gradients = _Gradients([p for p in model.parameters() if p.requires_grad], device)
+    flops = StepFlops(model.config)
+    peak = matmul_peak(str(device), dtype, torch.get_num_threads()) * world_size
+
+    def write(folder: Path | str, **extra: Any) -> None:
+        checkpoint.save_model(model, folder)
+        _save_optimizers(optimizers, model, Path(folder) / OPTIMIZER)
+        values = {"step": state.step, "tokens": state.tokens, "skipped": state.skipped, "extra": extra}
+        (Path(folder) / STATE).write_text(json.dumps(values))
+
+    began, loss, stop, stopped, saved = time.perf_counter(), float("nan"), False, False, state.step
+    while state.step < config.steps and not stopped:
+        begin = time.perf_counter()
+        batch = _to(batches(state.step), device)
+        torch.manual_seed(seed * 1_000_003 + state.step * world_size + rank)  # for objectives that draw noise
+        gradients.zero()
+        extras: dict[str, Tensor] = {}
+        loss_sum, n_valid = torch.zeros((), device=device), 0
+        for micro in _micro_batches(batch, config):
+            with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+                micro_loss, micro_valid, micro_extras = objective(model, micro)
+            micro_loss.backward()
+            loss_sum += micro_loss.detach()
+            n_valid += int(micro_valid)
+            for name, value in micro_extras.items():
+                extras[name] = extras.get(name, torch.zeros((), device=device)) + value.detach()
+        names = sorted(extras)
+        scalars = [loss_sum, *divmod(n_valid, COUNT), *divmod(batch[0].numel(), COUNT)]
+        scalars += [flops(batch, n_valid) / 1e9, float(stop), *(extras[name] for name in names)]
+        reduced = gradients.reduce(scalars, world_size)
+        valid, tokens = (int(reduced[i] * COUNT + reduced[i + 1]) for i in (1, 3))
+
+        lr = learning_rate(config, state.step)
+        loss = reduced[0] / max(1, valid)
+        norm = gradients.scale(1 / max(1, valid), config.grad_clip)
+        if norm == norm and norm != float("inf"):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+        else:
+            state.skipped += 1
+        state.step += 1
+        state.tokens += tokens
+        seconds = time.perf_counter() - begin
+        values = {name: value / max(1, valid) for name, value in zip(names, reduced[7:], strict=True)}
+        mfu = reduced[5] * 1e9 / seconds / peak
+        report = StepReport(
+            state.step, loss, lr, norm, tokens, tokens / seconds, mfu, seconds, state.skipped, values
+        )
+        stopped = reduced[6] > 0
+        stop = bool(on_step(report)) if on_step is not None else False
+        stopped = (stopped or (stop and world_size == 1)) and state.step < config.steps
+        due = config.checkpoint_every and state.step % config.checkpoint_every == 0
+        if save is not None and (due or stopped or state.step == config.steps) and saved != state.step:
+            save(state.step, write)
+            saved = state.step
+    gradients.release()
+    model.eval()
+    total = time.perf_counter() - began
+    return TrainResult(state.step, stopped, loss, state.tokens, state.skipped, total, reason)
+
+
+class _Gradients:
+    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars at the end."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device) -> None:
+        self.parameters = parameters
+        sizes = [p.numel() for p in parameters]
+        self.buffer = torch.zeros(sum(sizes) + TAIL, device=device)
+        self.flat, self.tail = self.buffer[:-TAIL], self.buffer[-TAIL:]
+        for parameter, part in zip(parameters, self.flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def zero(self) -> None:
+        self.buffer.zero_()
+
+    def reduce(self, scalars: Sequence[Tensor | float], world_size: int) -> list[float]:
+        """Sum gradients and scalars over all ranks, and return the scalars."""
+        if len(scalars) > TAIL:
+            raise ValueError(f"an objective may report {TAIL - 7} extras, not {len(scalars) - 7}")
+        self.tail[: len(scalars)] = torch.stack([torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars])
+        if world_size > 1:
+            dist.all_reduce(self.buffer)
+        return self.tail[: len(scalars)].tolist()
+
+    def scale(self, factor: float, clip: float) -> float:
+        """Multiply by `factor`, then clip to the global norm `clip`; returns the norm before clipping."""
+        norm = float(torch.linalg.vector_norm(self.flat)) * factor
+        self.flat.mul_(factor * (clip / norm if clip and norm > clip else 1.0))
+        return norm
+
+    def release(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    return type(batch)(*(torch.as_tensor(part).to(device) for part in batch))
+
+
+def _micro_batches(batch: Any, config: TrainConfig) -> list[Any]:
+    """Slices of rows; by default of about 4096 tokens, which keeps a layer's activations in a processor's cache."""
+    rows = batch[0].shape[0]
+    size = config.micro_batch_size
+    if size is None:
+        size = max(1, 4096 // batch[0][0].numel()) if batch[0].device.type == "cpu" else rows
+    return [type(batch)(*(part[i : i + size] for part in batch)) for i in range(0, rows, size)]
+
+
+def _save_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {
+        f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    save_file(tensors, path)
+
+
+def _load_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:
+    tensors = load_file(path)
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, entry = key.rsplit(":", 1)
+        by_name.setdefault(name, {})[entry] = value
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if names[p] in by_name:
+                    values = by_name[names[p]]
+                    optimizer.state[p] = {k: v.to(p.device) if v.ndim else v for k, v in values.items()}
