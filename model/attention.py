@@ -1,10 +1,12 @@
 """Multi-head attention: softmax(Q K^T / sqrt(D)) V; Vaswani et al. 2017, with grouped keys and values
-(MQA: Shazeer 2019, arXiv 1911.02150; GQA: Ainslie et al. 2023, arXiv 2305.13245) and QK-norm (Henry et al. 2020).
+(MQA: Shazeer 2019, arXiv 1911.02150; GQA: Ainslie et al. 2023, arXiv 2305.13245) and QK-norm (Henry et al.
+2020).
 
-Shapes: B rows, T tokens, D head size, H heads of queries, K heads of keys and values, N documents, L their length.
+Shapes: B rows, T tokens, D head size, H heads of queries, K heads of keys and values, N documents, L their
+length.
 
-Packed documents never see each other and no T x T mask exists: `Segments.groups` regroups the tokens by document,
-each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU).
+Packed documents never see each other and no T x T mask exists: `Segments.groups` regroups the tokens by
+document, each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU).
 """
 
 import torch
@@ -24,14 +26,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
-        self.sizes = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.head_dim)
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.sizes = (q, kv, kv)
         self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=config.bias)
         self.out = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
         self.rope = Rope(config.head_dim, config.rope_theta) if config.position == "rope" else None
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, segments: Segments, state: KVCache | None = None) -> tuple[Tensor, KVCache | None]:
+    def forward(
+        self, x_BTD: Tensor, segments: Segments, state: KVCache | None = None
+    ) -> tuple[Tensor, KVCache | None]:
         qkv = self.qkv(x_BTD)
         if state is not None:
             mixed = self._cached(qkv, segments, state)
@@ -94,7 +99,9 @@ class Attention(nn.Module):
                 norm.init_weights()
 
     def flops_per_token(self, span: float) -> float:
-        """Forward FLOPs of scores and values for a query that sees `span` keys; the matrices are counted apart."""
+        """Forward FLOPs of scores and values for a query that sees `span` keys; the matrices are counted
+        apart.
+        """
         return 4 * self.n_heads * self.head_dim * span
 
     def parameter_roles(self) -> dict[str, Role]:
@@ -110,7 +117,9 @@ def _attend(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, causal: bool) -> Ten
 
 
 def _attend_cache(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, seen_BTS: Tensor) -> Tensor:
-    """Few queries over many remembered keys. The queries of a group are laid side by side: no key is copied."""
+    """Few queries over many remembered keys. The queries of a group are laid side by side: no key is
+    copied.
+    """
     B, H, T, D = q_BHTD.shape
     K = k_BKSD.shape[1]
     q = q_BHTD.reshape(B, K, H // K * T, D)
@@ -119,7 +128,9 @@ def _attend_cache(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, seen_BTS: Tens
 
 
 class _Regroup(torch.autograd.Function):
-    """Tokens to slots. Each token has exactly one real slot, so the gradient is a gather too, not a scatter-add."""
+    """Tokens to slots. Each token has exactly one real slot, so the gradient is a gather too, not a
+    scatter-add.
+    """
 
     @staticmethod
     def forward(ctx, x_NE: Tensor, index: Tensor, slot: Tensor) -> Tensor:

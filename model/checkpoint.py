@@ -27,7 +27,9 @@ def load_config(folder: Path | str) -> ModelConfig:
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
-    """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the config."""
+    """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the
+    config.
+    """
     folder = Path(folder)
     with torch.device("meta"):
         model = Decoder(load_config(folder))
@@ -42,7 +44,12 @@ def load_weights(model: Decoder, folder: Path | str) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != given:
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        lines = [f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}" for name in wrong[:5]]
+        wrong = sorted(
+            name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
+        )
+        lines = [
+            f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}"
+            for name in wrong[:5]
+        ]
         raise ValueError(f"{folder}: {len(wrong)} weights don't fit the config, e.g. " + "; ".join(lines))
     model.load_state_dict(weights)

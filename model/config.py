@@ -1,11 +1,13 @@
-"""What a model is (`ModelConfig`) and how it is trained (`TrainConfig`): plain frozen dataclasses, without torch.
+"""What a model is (`ModelConfig`) and how it is trained (`TrainConfig`): plain frozen dataclasses, without
+torch.
 
-Each architecture upgrade is one field whose default is the usual small Llama. Pydantic reads both as parts of a
-recipe (`__pydantic_config__` forbids unknown keys); `__post_init__` refuses what can't work, in words for a person.
-A field marked `HOW` changes how fast or where something runs, never its result, and stays out of fingerprints.
+Each architecture upgrade is one field whose default is the usual small Llama. Pydantic reads both as parts of
+a recipe (`__pydantic_config__` forbids unknown keys); `__post_init__` refuses what can't work, in words for a
+person. A field marked `HOW` changes how fast or where something runs, never its result, and stays out of
+fingerprints.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, Self, get_args
 
@@ -73,7 +75,16 @@ class ModelConfig:
             raise ValueError("pattern is empty: name at least one mixer, e.g. ['attention']")
         for mixer in self.pattern:
             _choose("pattern", mixer, tuple(MIXERS))
-        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "ff_multiple_of", "max_seq_len"):
+        for name in (
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "d_head",
+            "d_ff",
+            "ff_multiple_of",
+            "max_seq_len",
+        ):
             _at_least(name, getattr(self, name), 1)
         _at_least("vocab_size", self.vocab_size, 0)
         for name in ("ff_ratio", "norm_eps", "rope_theta", "logit_softcap", "init_std"):
@@ -82,7 +93,8 @@ class ModelConfig:
                 raise ValueError(f"{name} = {value} must be greater than 0")
         if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one, or give d_head"
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: "
+                "change one, or give d_head"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(
@@ -116,6 +128,15 @@ class ModelConfig:
         """The mixer of each layer: `pattern` repeated over depth."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.n_layers))
 
+    def with_vocabulary(self, vocab_size: int) -> Self:
+        """With the tokenizer's size; ValueError if the config names one that is too small for it."""
+        if self.vocab_size and self.vocab_size < vocab_size:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size} is smaller than the tokenizer's {vocab_size}: "
+                "leave it out (0), or give at least that"
+            )
+        return self if self.vocab_size else replace(self, vocab_size=vocab_size)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """From plain JSON; ValueError names an unknown key."""
@@ -146,7 +167,9 @@ class TrainConfig:
     grad_clip: float = 1.0  # of the global gradient norm; 0: off
     z_loss: float = 0.0  # times logsumexp(logits)^2
     precision: Precision = "auto"
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows at once on a worker; None: ~4k tokens
+    micro_batch_size: int | None = field(
+        default=None, metadata=HOW
+    )  # rows at once on a worker; None: ~4k tokens
     checkpoint_every: int = field(default=200, metadata=HOW)  # steps; 0: only at the end or when stopped
     activation_checkpointing: Checkpointing = field(default="none", metadata=HOW)
 

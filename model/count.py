@@ -1,8 +1,9 @@
 """Exact counts of parameters, FLOPs and memory, on the meta device: nothing is allocated.
 
-FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the gradient of
-the input and of the weight); recomputation under activation checkpointing is not model FLOPs and is not counted.
-Attention's scores are counted over the keys that a query really sees: (T + 1) / 2 on average under a causal mask.
+FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the
+gradient of the input and of the weight); recomputation under activation checkpointing is not model FLOPs and
+is not counted. Attention's scores are counted over the keys that a query really sees: (T + 1) / 2 on average
+under a causal mask.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ def parameters(config: ModelConfig) -> Parameters:
     return Parameters(total, embedding, linear + head)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None) -> float:
+def flops_per_token(
+    config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None
+) -> float:
     """FLOPs of one token of rows of `seq_len`; `span` overrides the mean number of keys a query sees
     ((seq_len + 1) / 2, for rows of one document each)."""
     span = (seq_len + 1) / 2 if span is None else span
@@ -50,8 +53,8 @@ def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, sp
 
 
 class StepFlops:
-    """FLOPs of a training step on a real batch: each query sees its position + 1 keys, and only valid targets reach
-    the head."""
+    """FLOPs of a training step on a real batch: each query sees its position + 1 keys, and only valid targets
+    reach the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.mixers = [block.mixer for block in meta_model(config).modules() if isinstance(block, Block)]
@@ -59,7 +62,9 @@ class StepFlops:
         self.matrices = 2.0 * parameters(config).matrices - self.head
 
     def __call__(self, batch: Any, n_valid: int) -> float:
-        """`batch` as an objective gets it, tokens first; its `positions_BT`, if it has any, give the spans."""
+        """`batch` as an objective gets it, tokens first; its `positions_BT`, if it has any, give the
+        spans.
+        """
         tokens = batch[0].numel()
         positions = getattr(batch, "positions_BT", None)
         span = (batch[0].shape[-1] + 1) / 2 if positions is None else float(positions.float().mean()) + 1
@@ -90,7 +95,9 @@ def memory(
     checkpointing: Checkpointing = "none",
     compute_bytes: int = 4,
 ) -> Memory:
-    """Weights, gradients and moments in fp32 are exact; activations are those that autograd keeps, estimated."""
+    """Weights, gradients and moments in fp32 are exact; activations are those that autograd keeps,
+    estimated.
+    """
     model = meta_model(config)
     roles = model.parameter_roles()
     total = parameters(config).total
@@ -100,8 +107,8 @@ def memory(
     D, F = config.d_model, config.ff_width
     qkv = (config.n_heads + 2 * config.kv_heads) * config.head_dim
     mixed = config.n_heads * config.head_dim
-    # Kept per token and layer: both norms' inputs and outputs; q, k, v (again after RoPE) and the mixture; the
-    # feed-forward's hidden layer before and after its activation.
+    # Kept per token and layer: both norms' inputs and outputs; q, k, v (again after RoPE) and the mixture;
+    # the feed-forward's hidden layer before and after its activation.
     layer = 4 * D + qkv * (2 if config.position == "rope" else 1) + mixed + F * (4 if config.gated else 2)
     if checkpointing == "full":
         kept = config.n_layers * D + layer

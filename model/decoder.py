@@ -1,13 +1,13 @@
-"""The decoder: embeddings, then per layer x + mixer(norm(x)), x + feed_forward(norm(x)), then a norm and the head.
+"""The decoder: embeddings, then per layer x + mixer(norm(x)), x + feed_forward(norm(x)), then a norm and the
+head.
 
     tokens (B, T) -> hidden (B, T, D) by `forward`; hidden -> logits (…, V) by `logits`
 
-They are apart because the loss never makes all logits at once (objectives/next_token.py) and generation needs only
-the last token's. With a `State` the same forward is prefill and one-token decoding.
+They are apart because the loss never makes all logits at once (objectives/next_token.py) and generation needs
+only the last token's. With a `State` the same forward is prefill and one-token decoding.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +54,17 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
 
     def forward(
         self, tokens_BT: Tensor, *, segments: Segments | None = None, state: State | None = None
     ) -> tuple[Tensor, State | None]:
         """Hidden states (B, T, D) after the last norm, ready for `logits`.
 
-        segments: documents of packed rows; None: each row is one document (which goes on from `state`, if given).
+        segments: documents of packed rows; None: each row is one document (which goes on from `state`, if
+        given).
             With a state, `segments.lengths_B` says how many of each row's T tokens are real (right padding).
         state: is updated in place, and returned with its lengths moved on.
         """
@@ -75,7 +78,9 @@ class Decoder(nn.Module):
         if self.positions is not None:
             longest = segments.longest if state is not None else T
             if longest > self.config.max_seq_len:
-                raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
+                raise ValueError(
+                    f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions"
+                )
             x = x + self.positions(segments.positions_BT)
         recompute = self.checkpointing == "full" and torch.is_grad_enabled() and state is None
         for layer, block in enumerate(self.blocks):
@@ -100,7 +105,11 @@ class Decoder(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_state(
-        self, batch: int, max_len: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        max_len: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> State:
         """An empty state for `batch` rows of at most `max_len` tokens."""
         device = self.embedding.weight.device if device is None else device
@@ -110,7 +119,8 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Decoder":
-        """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 * layers).
+        """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 *
+        layers).
 
         The same seed gives the same weights on every device.
         """
@@ -132,7 +142,8 @@ class Decoder(nn.Module):
     def parameter_roles(self) -> dict[str, Role]:
         """Every parameter's name and what it is to the optimizer."""
         roles = {
-            name: Role("matrix") if parameter.ndim == 2 else Role("vector") for name, parameter in self.named_parameters()
+            name: Role("matrix") if parameter.ndim == 2 else Role("vector")
+            for name, parameter in self.named_parameters()
         }
         for prefix, module in self.named_modules():
             if isinstance(module, Block):
@@ -145,13 +156,3 @@ class Decoder(nn.Module):
         if self.head is not None:
             roles["head.weight"] = Role("head")
         return roles
-
-
-def with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """The config with the tokenizer's size; ValueError if it names another one that is too small."""
-    if config.vocab_size and config.vocab_size < vocab_size:
-        raise ValueError(
-            f"vocab_size = {config.vocab_size} is smaller than the tokenizer's {vocab_size}: leave it out (0), "
-            "or give at least that"
-        )
-    return config if config.vocab_size else replace(config, vocab_size=vocab_size)

@@ -1,6 +1,7 @@
 """The registry of sequence mixers: a name in `ModelConfig.pattern` to the class that mixes tokens over time.
 
-A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; see `attention.py` for the model:
+A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; see `attention.py` for the
+model:
 
     forward(x_BTD, segments, state=None) -> (y_BTD, state)   one path for training, prefill and decoding
     init_weights(generator, std, output_std)                every parameter of its own
@@ -9,7 +10,8 @@ A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; s
                                                             `span` is the mean number of keys a query sees
     parameter_roles() -> {name: Role}                       only for parameters whose role their shape hides
 
-Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one line.
+Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one
+line.
 """
 
 from importlib import import_module

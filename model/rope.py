@@ -1,7 +1,8 @@
 """Rotary position embedding: RoFormer, Su et al. 2021, arXiv 2104.09864, section 3.2.2.
 
-Pair i of a head of size D is turned by the angle m * theta^(-2i/D) at position m, so that a query and a key meet
-with an angle that depends on their distance only. The pairs are (i, i + D/2), as in Llama's Hugging Face weights.
+Pair i of a head of size D is turned by the angle m * theta^(-2i/D) at position m, so that a query and a key
+meet with an angle that depends on their distance only. The pairs are (i, i + D/2), as in Llama's Hugging Face
+weights.
 """
 
 import torch

@@ -4,9 +4,9 @@
     row 1:  d d d d d d d d        positions  0 1 2 3 4 5 6 7
 
 A document's tokens must mix with no other's. Instead of a T x T mask, attention regroups the rows' tokens by
-document: documents of like length become one batch (`Group`) of right-padded causal rows. Under causal attention a
-pad after the last token is never seen by a real query, so no mask exists at all, and RoPE's angles are 0, 1, 2, ...
-in each. The regrouping is worked out once per batch and used by every layer.
+document: documents of like length become one batch (`Group`) of right-padded causal rows. Under causal
+attention a pad after the last token is never seen by a real query, so no mask exists at all, and RoPE's
+angles are 0, 1, 2, ... in each. The regrouping is worked out once per batch and used by every layer.
 """
 
 from dataclasses import dataclass
@@ -84,8 +84,9 @@ class Segments:
     def groups(self) -> Groups:
         """Documents sorted by length and cut into groups, each padded to its longest.
 
-        The lengths are rounded up to a ladder with steps of at most 1.5, so there are few groups and little padding;
-        the ladder depends on each length alone, so a document's group shape says nothing about its neighbours.
+        The lengths are rounded up to a ladder with steps of at most 1.5, so there are few groups and little
+        padding; the ladder depends on each length alone, so a document's group shape says nothing about its
+        neighbours.
         """
         first = self.starts_BT.reshape(-1).cpu().nonzero().squeeze(1)
         length = torch.diff(first, append=torch.tensor([self.positions_BT.numel()]))

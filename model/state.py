@@ -1,7 +1,7 @@
 """What a model remembers while it generates: one state per layer, and how many tokens each row has absorbed.
 
-Attention's cache of keys and values, a window's ring and a scan's hidden state are all *state*: a mixer makes its own
-(`new_state`), reads and updates it in `forward`, and `select` keeps only some rows.
+Attention's cache of keys and values, a window's ring and a scan's hidden state are all *state*: a mixer makes
+its own (`new_state`), reads and updates it in `forward`, and `select` keeps only some rows.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ class LayerState(Protocol):
 
 @dataclass
 class State:
-    """lengths_B: tokens absorbed by each row; longest: an upper bound of them, known without asking the device."""
+    """lengths_B: tokens absorbed by each row; longest: an upper bound of them, known without asking the
+    device.
+    """
 
     layers: list[Any]
     lengths_B: Tensor
@@ -44,10 +46,18 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, batch: int, heads: int, max_len: int, head_dim: int, device: torch.device | str, dtype: torch.dtype
+        cls,
+        batch: int,
+        heads: int,
+        max_len: int,
+        head_dim: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> "KVCache":
         shape = (batch, heads, max_len, head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        return cls(
+            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+        )
 
     def write(self, k_BHTD: Tensor, v_BHTD: Tensor, positions_BT: Tensor) -> None:
         """Put T new keys and values at their positions."""

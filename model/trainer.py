@@ -3,10 +3,10 @@
     each step: micro-batches -> sums of losses and of gradients -> ONE all-reduce -> / number of valid tokens
                -> clip by global norm -> optimizer -> report -> maybe checkpoint
 
-Gradients are views of one flat fp32 buffer whose tail carries the step's scalars (loss, valid tokens, the wish to
-stop), so that one fixed all-reduce per step settles everything: N steps equal k steps, a resume and N - k steps bit
-for bit, and no rank can stop alone. The loss is a sum over the *global* batch's valid tokens divided by their number,
-so micro-batches, uneven masks and the number of workers don't change it.
+Gradients are views of one flat fp32 buffer whose tail carries the step's scalars (loss, valid tokens, the
+wish to stop), so that one fixed all-reduce per step settles everything: N steps equal k steps, a resume and N
+- k steps bit for bit, and no rank can stop alone. The loss is a sum over the *global* batch's valid tokens
+divided by their number, so micro-batches, uneven masks and the number of workers don't change it.
 """
 
 import json
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model import checkpoint
@@ -27,11 +26,20 @@ from model.config import TrainConfig
 from model.count import StepFlops
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token
-from model.optim.groups import make_optimizers
+from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
 from model.optim.schedule import learning_rate
 from model.precision import choose, matmul_peak
 
-__all__ = ["Batch", "Objective", "StepReport", "TrainConfig", "TrainResult", "TrainerState", "read_state", "train"]
+__all__ = [
+    "Batch",
+    "Objective",
+    "StepReport",
+    "TrainConfig",
+    "TrainResult",
+    "TrainerState",
+    "read_state",
+    "train",
+]
 
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
 TAIL = 64  # scalars of a step after the gradients: 7 of the trainer's, the rest for an objective's extras
@@ -59,7 +67,9 @@ class StepReport:
 
 @dataclass
 class TrainerState:
-    """What `trainer.json` holds beside weights and optimizer; `extra` is the caller's (e.g. its events' offset)."""
+    """What `trainer.json` holds beside weights and optimizer; `extra` is the caller's (e.g. its events'
+    offset).
+    """
 
     step: int = 0
     tokens: int = 0
@@ -100,10 +110,12 @@ def train(
     """Train `model` in place, from step 0 or from the checkpoint folder `resume`, up to `config.steps`.
 
     batches: step (from 0) -> this rank's rows of that global batch, a NamedTuple of tensors with rows first.
-    on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one rank,
+    on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one
+    rank,
         with the next step if there are several (they agree in its all-reduce). A checkpoint is saved then.
     save: (step, write) on every rank, every `checkpoint_every` steps, when stopped and at the end.
-        `write(folder, **extra)` fills a folder that `resume` takes; call it on rank 0 only, ranks hold the same.
+        `write(folder, **extra)` fills a folder that `resume` takes; call it on rank 0 only, ranks hold the
+        same.
     """
     objective = objective or (lambda model, batch: next_token(model, batch, z_loss=config.z_loss))
     device = torch.device(device)
@@ -114,7 +126,7 @@ def train(
     state = TrainerState()
     if resume is not None:
         checkpoint.load_weights(model, resume)
-        _load_optimizers(optimizers, model, Path(resume) / OPTIMIZER)
+        load_optimizers(optimizers, model, Path(resume) / OPTIMIZER)
         state = read_state(resume)
     gradients = _Gradients([p for p in model.parameters() if p.requires_grad], device)
     flops = StepFlops(model.config)
@@ -122,7 +134,7 @@ def train(
 
     def write(folder: Path | str, **extra: Any) -> None:
         checkpoint.save_model(model, folder)
-        _save_optimizers(optimizers, model, Path(folder) / OPTIMIZER)
+        save_optimizers(optimizers, model, Path(folder) / OPTIMIZER)
         values = {"step": state.step, "tokens": state.tokens, "skipped": state.skipped, "extra": extra}
         (Path(folder) / STATE).write_text(json.dumps(values))
 
@@ -180,7 +192,9 @@ def train(
 
 
 class _Gradients:
-    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars at the end."""
+    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars at the
+    end.
+    """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device) -> None:
         self.parameters = parameters
@@ -197,7 +211,9 @@ class _Gradients:
         """Sum gradients and scalars over all ranks, and return the scalars."""
         if len(scalars) > TAIL:
             raise ValueError(f"an objective may report {TAIL - 7} extras, not {len(scalars) - 7}")
-        self.tail[: len(scalars)] = torch.stack([torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars])
+        self.tail[: len(scalars)] = torch.stack(
+            [torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars]
+        )
         if world_size > 1:
             dist.all_reduce(self.buffer)
         return self.tail[: len(scalars)].tolist()
@@ -218,35 +234,11 @@ def _to(batch: Any, device: torch.device) -> Any:
 
 
 def _micro_batches(batch: Any, config: TrainConfig) -> list[Any]:
-    """Slices of rows; by default of about 4096 tokens, which keeps a layer's activations in a processor's cache."""
+    """Slices of rows; by default of about 4096 tokens, which keeps a layer's activations in a processor's
+    cache.
+    """
     rows = batch[0].shape[0]
     size = config.micro_batch_size
     if size is None:
         size = max(1, 4096 // batch[0][0].numel()) if batch[0].device.type == "cpu" else rows
     return [type(batch)(*(part[i : i + size] for part in batch)) for i in range(0, rows, size)]
-
-
-def _save_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {
-        f"{names[parameter]}:{key}": value.detach().cpu().contiguous()
-        for optimizer in optimizers
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-    save_file(tensors, path)
-
-
-def _load_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:
-    tensors = load_file(path)
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, entry = key.rsplit(":", 1)
-        by_name.setdefault(name, {})[entry] = value
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if names[p] in by_name:
-                    values = by_name[names[p]]
-                    optimizer.state[p] = {k: v.to(p.device) if v.ndim else v for k, v in values.items()}

@@ -2,8 +2,9 @@
 
     loss_sum = sum over valid tokens of  logsumexp(z) - z[target]  + z_loss * logsumexp(z)^2,   z = cap(W h)
 
-z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits are, so
-`forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products, none repeated.
+z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits
+are, so `forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products,
+none repeated.
 """
 
 from typing import NamedTuple
@@ -20,19 +21,25 @@ CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32
 
 
 class Batch(NamedTuple):
-    """Rows of packed documents. targets are the next tokens, IGNORE (-100) where there is no loss; positions restart
-    at 0 with each document. All (B, T) int64."""
+    """Rows of packed documents. targets are the next tokens, IGNORE (-100) where there is no loss; positions
+    restart at 0 with each document. All (B, T) int64."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
     positions_BT: Tensor
 
 
-def next_token(model: Decoder, batch: Batch, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def next_token(
+    model: Decoder, batch: Batch, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The objective of pretraining and of fine-tuning: (loss_sum, n_valid, {})."""
     hidden_BTD, _ = model(batch.tokens_BT, segments=Segments.from_positions(batch.positions_BT))
     loss, n_valid = cross_entropy(
-        hidden_BTD.flatten(0, 1), model.head_weight, batch.targets_BT.flatten(), model.config.logit_softcap, z_loss
+        hidden_BTD.flatten(0, 1),
+        model.head_weight,
+        batch.targets_BT.flatten(),
+        model.config.logit_softcap,
+        z_loss,
     )
     return loss, n_valid, {}
 
@@ -55,7 +62,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         V = weight_VD.shape[0]
         w_VD = weight_VD.to(hidden_ND.dtype)
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
-        d_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if need_weight else None
+        d_weight = (
+            torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
+            if need_weight
+            else None
+        )
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         valid = targets_N != IGNORE
         rows = None if bool(valid.all()) else valid.nonzero().squeeze(1)

@@ -1,12 +1,12 @@
 """Muon: momentum, then the nearest (semi-)orthogonal matrix by Newton-Schulz; Jordan et al. 2024
-(kellerjordan.github.io/posts/muon), with the update scaled to AdamW's usual RMS (Liu et al. 2025, arXiv 2502.16982,
-equation 4), so that one learning rate serves both.
+(kellerjordan.github.io/posts/muon), with the update scaled to AdamW's usual RMS (Liu et al. 2025, arXiv
+2502.16982, equation 4), so that one learning rate serves both.
 
     M <- mu M + G;   O = NS5(G + mu M);   W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, cols)) O
 
-torch.optim.Muon works in bf16, which a CPU without bf16 instructions does tens of times slower; here the dtype is
-fp32 except on CUDA, and matrices of one shape are orthogonalised together as a batch. A weight that stacks several
-matrices (q, k, v) is taken apart first.
+torch.optim.Muon works in bf16, which a CPU without bf16 instructions does tens of times slower; here the
+dtype is fp32 except on CUDA, and matrices of one shape are orthogonalised together as a batch. A weight that
+stacks several matrices (q, k, v) is taken apart first.
 """
 
 import math
@@ -20,7 +20,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden 2-D weights, each given with the row sizes of the matrices stacked in it (None: it is one)."""
+    """For hidden 2-D weights, each given with the row sizes of the matrices stacked in it (None: it is
+    one).
+    """
 
     def __init__(
         self,
@@ -33,7 +35,9 @@ class Muon(torch.optim.Optimizer):
         parameters = list(parameters)
         for parameter, _ in parameters:
             if parameter.ndim != 2:
-                raise ValueError(f"Muon is for matrices: a parameter of shape {tuple(parameter.shape)} belongs to AdamW")
+                raise ValueError(
+                    f"Muon is for matrices: a parameter of shape {tuple(parameter.shape)} belongs to AdamW"
+                )
         self.rows = [rows or (parameter.shape[0],) for parameter, rows in parameters]
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps}
         super().__init__([parameter for parameter, _ in parameters], defaults)
@@ -62,7 +66,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
-    """U S' V^T of each matrix, S' within about 0.7 to 1.2: five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
+    """U S' V^T of each matrix, S' within about 0.7 to 1.2: five steps of x <- a x + (b x x^T + c (x x^T)^2)
+    x.
+    """
     a, b, c = COEFFICIENTS
     dtype = torch.bfloat16 if matrices_NRC.is_cuda else torch.float32
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]

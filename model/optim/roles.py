@@ -1,4 +1,6 @@
-"""What a parameter is to the optimizer: matrix (may be orthogonalised), embedding, head, or vector (no decay)."""
+"""What a parameter is to the optimizer: matrix (may be orthogonalised), embedding, head, or vector (no
+decay).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
