@@ -1,0 +1,261 @@
+"""Pack: documents become token files that are mapped into memory, one set for each source, with a held-out
+part.
+
+    train-<source>-00000.bin        <u2 (or <u4 where the vocabulary needs it); documents one after another,
+                                    each as bos, its tokens, eos
+    train-<source>-00000.docs.npy   int64, (documents + 1): where each document starts, and the end
+    train-<source>-00000.bytes.npy  int64, (documents): UTF-8 bytes of each document's text
+    validation-<source>-00000.…     the same for the held-out documents
+    index.json                      dtype, ids, and the shards of each source and split
+
+A document's bos lets its first token be predicted and its eos its end, so the bits of bos-to-eos code the
+text completely. Whether a document is held out is decided by a hash of its text alone, after the filter:
+copies of a text, also in other sources, are on one side. A source too small for `validation_min_kb` holds out
+its lowest hashes until it has that much, at most half of its documents, and those texts are held out of every
+other source too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.data.parallel import documents, ordered, start_ray, stop_check, text_hash
+from cluster.stage import Stage, Workspace
+
+if TYPE_CHECKING:
+    from cluster.artifact import Artifact
+    from cluster.data.shards import RowGroup
+    from cluster.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation")
+SALT = "validation"
+
+
+class PackConfig(BaseModel):
+    """`[pack]` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    validation_fraction: float = Field(0.02, ge=0, le=0.5, description="documents held out of each source")
+    validation_min_kb: float = Field(
+        64.0, ge=0, description="text held out of a source, at least, if it has twice it"
+    )
+    shard_mb: float = Field(256.0, gt=0, description="size of a token file")
+
+
+def run_pack(ws: Workspace) -> dict:
+    """Tokenize all documents on Ray and write them in their order."""
+    from cluster.data.shards import row_groups
+    from cluster.data.tokenizer import Tokenizer
+
+    config: PackConfig = ws.config
+    artifact, tokenizer = ws.inputs["documents"], Tokenizer(ws.inputs["tokenizer"].path())
+    units = row_groups(artifact.path())
+    start_ray(ws)
+    check = stop_check(ws)
+    surveys = []
+    for survey in ordered(survey_unit, units, artifact, config, check=check):
+        surveys.append(survey)
+        ws.progress(0.1 * len(surveys), len(units), "held-out split")
+    held_out = held_out_hashes(surveys, config)
+    sources = sorted({source for survey in surveys for source in survey})
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    writers = {
+        (split, source): SplitWriter(ws.out, f"{split}-{name}", dtype, int(config.shard_mb * 1e6))
+        for source, name in file_names(sources).items()
+        for split in SPLITS
+    }
+    encoded = ordered(encode_unit, units, artifact, tokenizer, held_out, check=check)
+    for done, parts in enumerate(encoded, start=1):
+        for key, part in parts.items():
+            writers[key].write(part)
+        tokens = sum(w.tokens for w in writers.values())
+        ws.progress(0.1 * len(units) + 0.9 * done, len(units), f"{tokens / 1e6:.1f}M tokens")
+    splits = {s: {split: writers[split, s].close() for split in SPLITS} for s in sources}
+    index = {
+        "format": 1,
+        "dtype": dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "sources": splits,
+    }
+    (ws.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return summarise(splits)
+
+
+def summarise(splits: dict) -> dict:
+    """Counts of each source and split, and of all."""
+    counted = ("documents", "tokens", "bytes")
+    sources = {
+        s: {split: {k: parts[split][k] for k in counted} for split in SPLITS} for s, parts in splits.items()
+    }
+    total = {k: sum(parts["train"][k] for parts in sources.values()) for k in counted}
+    held = {f"validation_{k}": sum(parts["validation"][k] for parts in sources.values()) for k in counted}
+    return {**total, **held, "sources": sources}
+
+
+class Survey(NamedTuple):
+    """What the split needs to know of one source in one row group."""
+
+    documents: int
+    hashes: np.ndarray  # uint64, ascending: those below the fraction, and enough to reach the minimum
+    bytes: np.ndarray  # int64, of the texts of `hashes`
+
+
+def survey_unit(unit: RowGroup, artifact: Artifact, config: PackConfig) -> dict[str, Survey]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for source, text in documents(artifact, unit):
+        data = text.encode()
+        found.setdefault(source, []).append((text_hash(data, SALT), len(data)))
+    return {source: survey(pairs, config) for source, pairs in found.items()}
+
+
+def survey(pairs: list[tuple[int, int]], config: PackConfig) -> Survey:
+    hashes = np.array([h for h, _ in pairs], dtype=np.uint64)
+    sizes = np.array([b for _, b in pairs], dtype=np.int64)
+    order = np.argsort(hashes, kind="stable")
+    hashes, sizes = hashes[order], sizes[order]
+    keep = max(_below(hashes, config.validation_fraction), _reaching(sizes, config.validation_min_kb))
+    return Survey(len(pairs), hashes[:keep], sizes[:keep])
+
+
+def held_out_hashes(surveys: list[dict[str, Survey]], config: PackConfig) -> np.ndarray:
+    """The hashes of all held-out texts, uint64, ascending."""
+    chosen = [np.zeros(0, dtype=np.uint64)]
+    for source in sorted({s for survey in surveys for s in survey}):
+        parts = [s[source] for s in surveys if source in s]
+        hashes = np.concatenate([p.hashes for p in parts])
+        sizes = np.concatenate([p.bytes for p in parts])
+        order = np.argsort(hashes, kind="stable")
+        hashes, sizes = hashes[order], sizes[order]
+        least = min(_reaching(sizes, config.validation_min_kb), sum(p.documents for p in parts) // 2)
+        chosen.append(hashes[: max(_below(hashes, config.validation_fraction), least)])
+    return np.unique(np.concatenate(chosen))
+
+
+def _below(hashes: np.ndarray, fraction: float) -> int:
+    return int(np.searchsorted(hashes, np.uint64(fraction * 2.0**64)))
+
+
+def _reaching(sizes: np.ndarray, kb: float) -> int:
+    """How many of `sizes`, from the first, it takes to reach `kb`."""
+    if kb <= 0:
+        return 0
+    return min(int(np.searchsorted(np.cumsum(sizes), kb * 1000)) + 1, len(sizes))
+
+
+@dataclass
+class Part:
+    """Documents of one source and split: their tokens in one array, and the length and bytes of each."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    bytes: np.ndarray
+
+
+def encode_unit(
+    unit: RowGroup, artifact: Artifact, tokenizer: Tokenizer, held_out: np.ndarray
+) -> dict[tuple[str, str], Part]:
+    """One row group's documents as ids, by (split, source), in their order."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    ids: dict[tuple[str, str], list[np.ndarray]] = {}
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for source, text in documents(artifact, unit):
+        data = text.encode()
+        h = np.uint64(text_hash(data, SALT))
+        at = int(np.searchsorted(held_out, h))
+        key = ("validation" if at < len(held_out) and held_out[at] == h else "train", source)
+        ids.setdefault(key, []).append(np.array(tokenizer.encode(text, bos=True, eos=True), dtype=dtype))
+        sizes.setdefault(key, []).append(len(data))
+    return {
+        key: Part(
+            np.concatenate(arrays),
+            np.array([len(a) for a in arrays], dtype=np.int64),
+            np.array(sizes[key], dtype=np.int64),
+        )
+        for key, arrays in ids.items()
+    }
+
+
+def file_names(sources: list[str]) -> dict[str, str]:
+    """A file name for each source: its own where that is a plain name, else with what is odd replaced."""
+    names: dict[str, str] = {}
+    for source in sources:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", source)[:80] or "_"
+        names[source] = f"{name}~{text_hash(source, 'file'):016x}" if name != source else name
+    return names
+
+
+@dataclass
+class SplitWriter:
+    """Appends documents of one source and split to numbered shards; a document is never cut."""
+
+    folder: Path
+    stem: str
+    dtype: np.dtype
+    shard_bytes: int
+    shards: list[dict] = field(default_factory=list)
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    _lengths: list[np.ndarray] = field(default_factory=list)
+    _sizes: list[np.ndarray] = field(default_factory=list)
+    _open: int = 0  # tokens in the shard that is being written
+
+    def write(self, part: Part) -> None:
+        start = 0
+        ends = np.cumsum(part.lengths)
+        while start < len(part.lengths):
+            before = int(ends[start - 1]) if start else 0
+            room = self.shard_bytes // self.dtype.itemsize - self._open
+            stop = max(int(np.searchsorted(ends, before + room, side="right")), start + (self._open == 0))
+            if stop > start:
+                with (self.folder / f"{self.stem}-{len(self.shards):05d}.bin").open("ab") as file:
+                    file.write(part.tokens[before : int(ends[stop - 1])].tobytes())
+                self._lengths.append(part.lengths[start:stop])
+                self._sizes.append(part.bytes[start:stop])
+                self._open += int(ends[stop - 1]) - before
+            if stop < len(part.lengths):
+                self._end()
+            start = stop
+
+    def close(self) -> dict:
+        """Ends the last shard; returns this split's entry of the index."""
+        self._end()
+        return {
+            "shards": self.shards,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "bytes": self.bytes,
+        }
+
+    def _end(self) -> None:
+        if not self._open:
+            return
+        name = f"{self.stem}-{len(self.shards):05d}"
+        lengths, sizes = np.concatenate(self._lengths), np.concatenate(self._sizes)
+        np.save(self.folder / f"{name}.docs.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(self.folder / f"{name}.bytes.npy", sizes.astype(np.int64))
+        files = {
+            "file": f"{name}.bin",
+            "documents_file": f"{name}.docs.npy",
+            "bytes_file": f"{name}.bytes.npy",
+        }
+        counts = {"tokens": self._open, "documents": len(lengths), "bytes": int(sizes.sum())}
+        self.shards.append({**files, **counts})
+        self.tokens += self._open
+        self.documents += len(lengths)
+        self.bytes += int(sizes.sum())
+        self._lengths, self._sizes, self._open = [], [], 0
+
+
+STAGE = Stage(name="pack", kind="tokens", version=1, config=PackConfig, run=run_pack)
