@@ -1,0 +1,372 @@
+"""Release: a new version in the MLflow registry, and the champion's place if it passes the gate.
+
+    model, evaluations ─▶ MLflow model (code, safetensors, signature) ─▶ version N, @candidate
+                                                           gate ─ passed ─▶ @champion, audit tags on both
+                                                                └ failed ─▶ tag gate=failed, and the reason
+
+A version is found again by its fingerprint's tag, so a release that is resumed or repeated registers nothing twice.
+MLflow's aliases have no compare-and-set and no history: promotion reads the old champion, sets, reads back, and
+writes on both versions what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import tempfile
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.artifact import Artifact
+from cluster.gate import GateMetric, Requirement, Verdict, judge
+from cluster.identity import how
+from cluster.loading import FILES
+from cluster.mlflow_place import connect, experiment_id, locate
+from cluster.registry import CANDIDATE, CHAMPION, TAG, Registry, Version
+from cluster.stage import Stage, Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "mlflow")
+_log = logging.getLogger(__name__)
+
+
+class ReleaseConfig(BaseModel):
+    """`[release]` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        "", description="the registered model; default: the recipe's name", pattern=r"^[^/:@]*$"
+    )
+    metrics: tuple[GateMetric, ...] = Field(
+        (), description="compared with the champion's; see cluster/gate.py"
+    )
+    require: tuple[Requirement, ...] = Field((), description="bounds that must hold, champion or not")
+    tracking_uri: str | None = how(None, description="default: [tracking] uri")
+    experiment: str | None = how(None, description="default: [tracking] experiment")
+
+
+def run_release(ws: Workspace) -> dict:
+    """Register, judge, promote. Writes release.json; the summary is the same.
+
+    Inputs: model; evaluation, whose summary the gate judges; base_evaluation, shown beside it.
+    """
+    config: ReleaseConfig = ws.config
+    if not config.name:
+        raise ValueError("[release] needs a name for the registered model.")
+    place = locate(ws.artifacts.store.url, config.tracking_uri)
+    client = connect(place.uri)
+    registry = Registry(place)
+    metrics = _numbers(ws.inputs["evaluation"].summary)
+    version = registry.find(config.name, ws.fingerprint) if _is_registered(client, config.name) else None
+    if version is None:
+        ws.progress(0, 3, "registering")
+        version = _register(ws, client, registry, metrics)
+    ws.progress(1, 3, f"version {version.version}")
+    verdict = _judge_and_promote(client, registry, version, config, metrics)
+    ws.progress(2, 3, "passed" if verdict.passed else "failed")
+    _describe(client, version, ws, metrics, verdict)
+    final = registry.get(version.uri)
+    result = {
+        "name": final.name,
+        "version": final.version,
+        "aliases": list(final.aliases),
+        "uri": f"models:/{final.name}@{CHAMPION}" if CHAMPION in final.aliases else final.uri,
+        "gate": {"passed": verdict.passed, "reason": verdict.reason, "metrics": verdict.rows},
+        "parameters": final.parameters,
+    }
+    (ws.out / "release.json").write_text(json.dumps(result, indent=1))
+    columns = ["metric", "value", "champion", "verdict"]
+    ws.events.table("gate", columns, [[r[c] for c in columns] for r in verdict.rows])
+    ws.progress(3, 3, result["uri"])
+    return result
+
+
+def still_valid(artifact: Artifact, config: ReleaseConfig) -> bool:
+    """Whether the version is still in the registry. An MLflow that is away proves nothing."""
+    place = locate(artifact.store_url, config.tracking_uri)
+    try:
+        return Registry(place).find(artifact.summary["name"], artifact.fingerprint) is not None
+    except LookupError:
+        return False
+    except Exception as error:
+        _log.warning("Can't ask MLflow at %s whether the release is still there: %s", place.uri, error)
+        return True
+
+
+# -- registering ---------------------------------------------------------------------------------------------
+
+
+def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: dict[str, float]) -> Version:
+    """A run's logged model, then a version of the registered model that points to it."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    config: ReleaseConfig = ws.config
+    folder = ws.inputs["model"].path()
+    run_id = _run_id(ws, client)
+    experiment = client.get_run(run_id).info.experiment_id
+    tags = _tags(ws, folder, metrics)
+    logged = client.create_logged_model(
+        experiment, name=config.name, source_run_id=run_id, model_type="tokenmill", tags=tags
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "model"
+        save_package(
+            folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location
+        )
+        client.log_model_artifacts(logged.model_id, str(package))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    points = [Metric(k, v, now, 0, model_id=logged.model_id, run_id=run_id) for k, v in metrics.items()]
+    for start in range(0, len(points), 500):
+        client.log_batch(run_id, metrics=points[start : start + 500])
+    _create_registered(client, config.name)
+    created = client.create_model_version(
+        config.name, f"models:/{logged.model_id}", run_id, tags=tags, model_id=logged.model_id
+    )
+    return registry.get(f"models:/{config.name}/{created.version}")
+
+
+def save_package(
+    folder: Path,
+    package: Path,
+    model_id: str | None = None,
+    run_id: str | None = None,
+    location: str | None = None,
+) -> None:
+    """Write an MLflow model: this package's pyfunc.py as its code, the files of `folder` as its artifacts.
+
+    The package itself is not among the pip requirements: a name that no registry holds for us is nobody's to
+    install by name. Its version is in the model's metadata, and pyfunc.py says what is missing.
+    """
+    from cluster.mlflow_place import import_quietly
+
+    import_quietly()
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = Path(scratch) / "model"  # of the artifact's files only those that the model needs
+        chosen.mkdir()
+        for name in FILES:
+            (chosen / name).symlink_to((folder / name).absolute())
+        about = Model(artifact_path=location or "model", run_id=run_id, model_id=model_id, metadata=_about())
+        mlflow.pyfunc.save_model(
+            str(package),
+            mlflow_model=about,
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(chosen)},
+            pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PACKAGES],
+            signature=signature(),
+            input_example=["Once upon a time", "def "],
+        )
+
+
+def signature() -> ModelSignature:
+    """Strings or chat messages in, strings out, with the options of generation as parameters.
+
+    MLflow would force the input into its schema's table first, and lose the contents of a list of messages. A
+    signature that comes from type hints is exempt, since `predict` checks the input itself; so does ours.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    message = Object([Property("role", "string"), Property("content", "string")])
+    made = ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec("string", "prompt", required=False),
+                ColSpec(Array(message), "messages", required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema(
+            [
+                ParamSpec("max_new_tokens", "long", 64),
+                ParamSpec("temperature", "double", 0.8),
+                ParamSpec("top_p", "double", 0.95),
+                ParamSpec("seed", "long", 0),
+            ]
+        ),
+    )
+    made._is_signature_from_type_hint = True
+    return made
+
+
+def _run_id(ws: Workspace, client: MlflowClient) -> str:
+    """The stage's run in MLflow: context["run"], a tracking.Run; without one, a run of its own."""
+    run = ws.context.get("run")
+    run_id = run.wait_run_id() if run is not None else ""
+    if run_id:
+        return run_id
+    config: ReleaseConfig = ws.config
+    place = locate(ws.artifacts.store.url, config.tracking_uri)
+    experiment = experiment_id(client, config.experiment or config.name, place.artifact_root)
+    made = client.create_run(experiment, run_name="release", tags={f"{TAG}fingerprint": ws.fingerprint})
+    client.set_terminated(made.info.run_id)
+    return made.info.run_id
+
+
+def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, str]:
+    model, evaluation = ws.inputs["model"], ws.inputs["evaluation"]
+    lineage = {a.manifest.name or a.kind: a.manifest.key for a in ws.artifacts.lineage(model)}
+    tokens = evaluation.manifest.inputs.get("tokens")
+    return {
+        f"{TAG}fingerprint": ws.fingerprint,
+        f"{TAG}model": model.fingerprint,
+        f"{TAG}recipe": str(ws.context.get("recipe", "")),
+        f"{TAG}store": ws.artifacts.store.url,
+        f"{TAG}lineage": json.dumps(lineage),
+        f"{TAG}metrics": json.dumps(metrics),
+        f"{TAG}evaluated_on": tokens.fingerprint if tokens else "",
+        f"{TAG}parameters": str(count_parameters(folder / "model.safetensors")),
+        f"{TAG}code_version": model.manifest.code_version,
+        f"{TAG}sha256": model.manifest.files["model.safetensors"].sha256,
+    }
+
+
+def count_parameters(weights: Path) -> int:
+    """The number of values in a safetensors file, by its header alone (8 bytes of length, then JSON)."""
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in entry["shape"]:
+                count *= size
+            total += count
+    return total
+
+
+def _about() -> dict[str, str]:
+    from cluster.provenance import code_version
+
+    return {"tokenmill": metadata.version("tokenmill"), "code_version": code_version()}
+
+
+def _is_registered(client: MlflowClient, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def _create_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+# -- judging -------------------------------------------------------------------------------------------------
+
+
+def _judge_and_promote(
+    client: MlflowClient,
+    registry: Registry,
+    version: Version,
+    config: ReleaseConfig,
+    metrics: dict[str, float],
+) -> Verdict:
+    """Set the aliases that the version has earned, and read back that they are there.
+
+    Raises:
+        RuntimeError: another release set the champion at the same time; running again decides anew.
+    """
+    number = str(version.version)
+    client.set_registered_model_alias(version.name, CANDIDATE, number)
+    champion = _champion(registry, version.name)
+    if champion is not None and champion.version == version.version:  # an earlier attempt had come this far
+        return Verdict(True, version.reason or "it is the champion", _json_rows(version))
+    verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require)
+    tags = {"gate": "passed" if verdict.passed else "failed", "gate.reason": verdict.reason}
+    tags["gate.rows"] = json.dumps(verdict.rows)
+    tags["gate.against"] = champion.uri if champion else ""
+    for name, value in tags.items():
+        client.set_model_version_tag(version.name, number, f"{TAG}{name}", value)
+    if not verdict.passed:
+        return verdict
+    client.set_registered_model_alias(version.name, CHAMPION, number)
+    now = _champion(registry, version.name)
+    if now is None or now.version != version.version:
+        raise RuntimeError(
+            f"Version {now.version if now else '?'} of {version.name} took @{CHAMPION} at the same moment. "
+            f"Run the same command again: the gate then compares with that one."
+        )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    client.set_model_version_tag(version.name, number, f"{TAG}promoted", when)
+    client.set_model_version_tag(
+        version.name, number, f"{TAG}previous_champion", champion.uri if champion else ""
+    )
+    if champion is not None:
+        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded", when)
+        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded_by", version.uri)
+    return verdict
+
+
+def _champion(registry: Registry, name: str) -> Version | None:
+    try:
+        return registry.get(f"models:/{name}@{CHAMPION}")
+    except LookupError:
+        return None
+
+
+def _json_rows(version: Version) -> list[dict]:
+    return json.loads(version.tags.get(f"{TAG}gate.rows", "[]"))
+
+
+def _describe(
+    client: MlflowClient, version: Version, ws: Workspace, metrics: dict[str, float], verdict: Verdict
+) -> None:
+    """The version's page: verdict and evaluation, as Markdown."""
+    before = _numbers(ws.inputs["base_evaluation"].summary) if "base_evaluation" in ws.inputs else {}
+    rows = {r["metric"]: r for r in verdict.rows}
+    lines = [
+        f"**Gate {'passed' if verdict.passed else 'failed'}**: {verdict.reason}",
+        "",
+        "| metric | base model | this version | champion | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted({*metrics, *rows}):
+        row = rows.get(name, {})
+        cells = [before.get(name), metrics.get(name), row.get("champion")]
+        shown = ["" if c is None else f"{c:.4g}" for c in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} | {row.get('verdict', '')} |")
+    client.update_model_version(version.name, str(version.version), "\n".join(lines))
+
+
+def _numbers(summary: dict[str, Any]) -> dict[str, float]:
+    from cluster.tracking import numbers_of
+
+    return numbers_of(summary)
+
+
+STAGE = Stage(
+    name="release",
+    kind="release",
+    version=1,
+    config=ReleaseConfig,
+    run=run_release,
+    still_valid=still_valid,
+    uses_ray=False,
+)
