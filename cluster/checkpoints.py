@@ -1,0 +1,141 @@
+"""Checkpoints of a run that is under way: `STORE/work/FINGERPRINT/checkpoints/step-000000001000/`.
+
+Each is a small folder published like an artifact, manifest last, so a kill in the middle of a save leaves the
+one before it as the newest. Any process of the run may read and write them; they pickle as the store's URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from cluster.store import NotFound, Store, StoreError, open_store
+from cluster.store.base import MANIFEST, join
+from cluster.store.folder import Corrupt, FileEntry, adopt, cached_folder, describe, local_copy, missing
+
+_NAME = "step-{:012d}"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointManifest(BaseModel):
+    format: int = 1
+    step: int
+    files: dict[str, FileEntry]
+    prefix: str = ""
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat())
+
+
+class Checkpoints:
+    """The checkpoints of one artifact in the making.
+
+    Args:
+        store: a store, or its URL.
+        fingerprint: of the artifact.
+        cache: see Artifacts.
+    """
+
+    def __init__(self, store: Store | str, fingerprint: str, cache: Path | None = None):
+        self.store: Store = open_store(store) if isinstance(store, str) else store
+        self.fingerprint = fingerprint
+        self.cache = cache
+        self.key = f"work/{fingerprint}/checkpoints"
+
+    def save(self, step: int, folder: Path) -> None:
+        """Publish `folder` as the checkpoint of `step`; it is consumed.
+
+        A step that is there already, as after a resume, stays if it is the same, and else gives way to the
+        new one.
+        """
+        key = f"{self.key}/{_NAME.format(step)}"
+        manifest = CheckpointManifest(step=step, files=describe(folder))
+
+        def finished(prefix: str) -> bytes:
+            manifest.prefix = prefix
+            return manifest.model_dump_json(indent=1).encode()
+
+        for _ in range(5):
+            if self.store.commit(folder, key, finished):
+                if folder.exists():
+                    adopt(folder, cached_folder(self.store, manifest.prefix, manifest.created, self.cache))
+                return
+            old = self._whole(step)
+            if old and old.files == manifest.files:
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+            self.store.delete_prefix(key)
+        raise StoreError(f"Can't save the checkpoint of step {step} at {key} in {self.store.url}.")
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, by their folders' names, oldest first. Not all need be
+        whole."""
+        numbers = []
+        for name in self.store.folders(self.key):
+            with contextlib.suppress(ValueError):
+                numbers.append(int(name.removeprefix("step-")))
+        return sorted(numbers)
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest whole checkpoint, as a folder of this machine, checked by checksum; None if there is
+        none.
+
+        A damaged one is set aside and the one before it is taken.
+        """
+        for step in reversed(self.steps()):
+            manifest = self._whole(step)
+            if manifest is None:
+                continue
+            try:
+                return step, local_copy(
+                    self.store, manifest.prefix, manifest.files, manifest.created, self.cache, verify=True
+                )
+            except Corrupt as error:
+                self._set_aside(step, str(error))
+        return None
+
+    def prune(self, keep: int = 2) -> None:
+        """Delete all but the newest `keep` whole ones."""
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one checkpoint must stay; use clear() to delete all.")
+        whole = [s for s in self.steps() if self._whole(s)]
+        for step in whole[:-keep]:
+            self._delete(step)
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        for step in self.steps():
+            self._delete(step)
+        self.store.delete_prefix(self.key)
+
+    def _read(self, step: int) -> CheckpointManifest | None:
+        try:
+            return CheckpointManifest.model_validate_json(
+                self.store.read(f"{self.key}/{_NAME.format(step)}/{MANIFEST}")
+            )
+        except (NotFound, ValidationError):
+            return None
+
+    def _whole(self, step: int) -> CheckpointManifest | None:
+        manifest = self._read(step)
+        return manifest if manifest and missing(self.store, manifest.prefix, manifest.files) is None else None
+
+    def _delete(self, step: int) -> None:
+        manifest = self._read(step)
+        if manifest and self.store.folder(self.key) is None:
+            copy = cached_folder(self.store, manifest.prefix, manifest.created, self.cache)
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.with_name(copy.name + ".lock").unlink(missing_ok=True)
+        self.store.delete_prefix(join(self.key, _NAME.format(step)))
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        key = f"{self.key}/{_NAME.format(step)}"
+        target = f"aside/checkpoint-{self.fingerprint}-{step}-{secrets.token_hex(3)}"
+        with contextlib.suppress(NotFound):
+            if self.store.withdraw(key, target, self.store.read(f"{key}/{MANIFEST}")):
+                self.store.write(f"{target}/reason.txt", (reason + "\n").encode())
+                _log.warning("Set aside the checkpoint of step %d: %s. It is in %s.", step, reason, target)

@@ -1,0 +1,60 @@
+"""Which code and which packages made an artifact: recorded in its manifest, never part of its fingerprint."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
+ROOMS = ("flows", "cluster", "model")
+PACKAGES = (
+    "torch", "ray", "mlflow", "prefect", "sentencepiece", "boto3", "pydantic", "safetensors", "numpy",
+    "pyarrow", "ftfy", "zstandard",
+)  # fmt: skip
+
+
+@functools.cache
+def code_version() -> str:
+    """`git describe` in a checkout, with the sources' hash where they differ from the commit; else
+    version+hash."""
+    if (ROOT / ".git").exists():
+        try:
+            described = subprocess.run(
+                ["git", "-C", str(ROOT), "describe", "--tags", "--always", "--dirty", "--abbrev=12"],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            return f"{described}+{sources_hash()}" if described.endswith("-dirty") else described
+        except (OSError, subprocess.SubprocessError):
+            pass  # no git here, or another owner's checkout
+    return f"{_version('tokenmill') or '0'}+{sources_hash()}"
+
+
+@functools.cache
+def sources_hash() -> str:
+    """A short hash of the package's own sources: names and content."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on; what isn't installed is left out."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **{n: v for n, v in versions.items() if v}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,268 @@
+"""Stages: config + inputs -> fingerprint -> artifact, run only where the artifact is missing.
+
+    fingerprint = SHA-256 of {stage, version, identity of the config, inputs' fingerprints, digests of outside
+    data}
+
+A `Stage` is what can be done, a `Step` is one use of it in a run's graph. `run_step` finds the step's
+artifact or makes it; a step whose input is missing or damaged has that input made first, so a run always goes
+on from what is whole in the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from cluster.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
+from cluster.checkpoints import Checkpoints
+from cluster.events import EventLog, plain_json
+from cluster.identity import canonical_json, differences, how, identity
+from cluster.provenance import code_version, package_versions
+from cluster.store.source import digest_source
+from cluster.workplace import build_folder
+
+RunContext = dict[str, Any]
+Progress = Callable[[float, float, str], None]
+EVENTS = "events.jsonl"
+
+__all__ = [
+    "Outcome", "RunContext", "Stage", "Step", "Stopped", "Workspace", "digest_source", "explain", "find", "fingerprint", "how",
+    "identity", "previous", "run_step",
+]  # fmt: skip
+
+
+class Stopped(Exception):
+    """The work was asked to stop and did, with a checkpoint. The message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Something that can be done. A changed default or behaviour bumps `version`.
+
+    Args:
+        run: writes files into workspace.out and returns a summary of plain JSON; its key "devices" (default
+        1)
+            times the wall time is the device time.
+        external: config -> {name: digest} of data outside the store, see cluster.store.source.digest_source.
+        still_valid: whether an artifact found in the store still holds, for stages with an effect elsewhere.
+    """
+
+    name: str
+    kind: str
+    version: int
+    config: type
+    run: Callable[[Workspace], dict]
+    external: Callable[[Any], dict[str, str]] | None = None
+    still_valid: Callable[[Artifact, Any], bool] | None = None
+    uses_ray: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of a run's graph: a stage, its config, and the steps whose artifacts it reads, by role."""
+
+    name: str
+    stage: Stage
+    config: Any
+    inputs: dict[str, Step]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, self.stage.config):
+            wanted = self.stage.config.__name__
+            raise ValueError(f"Step {self.name!r} needs a {wanted}, not a {type(self.config).__name__}.")
+
+
+@dataclass
+class Workspace:
+    """All that a stage's function may touch."""
+
+    step: str
+    fingerprint: str
+    config: Any
+    inputs: dict[str, Artifact]
+    out: Path  # becomes the artifact
+    artifacts: Artifacts
+    checkpoints: Checkpoints
+    events: EventLog  # out/events.jsonl
+    progress: Progress  # done, total, text
+    stopping: Callable[[], bool]  # True after Ctrl-C: write a checkpoint, then raise Stopped
+    context: RunContext
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step: its artifact, whether it was there already, and the seconds it took."""
+
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+
+_external: weakref.WeakKeyDictionary[Step, dict[str, str]] = weakref.WeakKeyDictionary()
+_external_lock = threading.Lock()
+
+
+def external(step: Step) -> dict[str, str]:
+    """Digests of the step's data outside the store, taken once per step object: a run sees one state of
+    them."""
+    with _external_lock:
+        if step not in _external:
+            _external[step] = step.stage.external(step.config) if step.stage.external else {}
+        return _external[step]
+
+
+def fingerprint(step: Step, artifacts: Artifacts | None = None) -> str:
+    """20 hex digits that name what the step makes, wherever and by however many workers it is made."""
+    return _fingerprint(step, {})
+
+
+def _fingerprint(step: Step, known: dict[Step, str]) -> str:
+    if step not in known:
+        content = {
+            "stage": step.stage.name,
+            "version": step.stage.version,
+            "config": identity(step.config),
+            "inputs": {role: [s.stage.kind, _fingerprint(s, known)] for role, s in step.inputs.items()},
+            "external": external(step),
+        }
+        known[step] = hashlib.sha256(canonical_json(content).encode()).hexdigest()[:20]
+    return known[step]
+
+
+def explain(step: Step, previous: Manifest) -> list[str]:
+    """Why the step's fingerprint isn't that of `previous`, one reason a line; empty where it is the same."""
+    reasons: list[str] = []
+    if previous.stage_version != step.stage.version or previous.stage != step.stage.name:
+        now = f"{step.stage.name} version {step.stage.version}"
+        reasons.append(f"stage: {previous.stage} version {previous.stage_version} -> {now}")
+    reasons += differences(previous.identity, json.loads(canonical_json(identity(step.config))))
+    inputs = {role: fingerprint(s) for role, s in step.inputs.items()}
+    before = {role: ref.fingerprint for role, ref in previous.inputs.items()}
+    reasons += [f"input {d}" for d in differences(before, inputs)]
+    reasons += [f"source {d}" for d in differences(previous.external, external(step))]
+    return reasons
+
+
+def previous(step: Step, artifacts: Artifacts) -> Manifest | None:
+    """The manifest to compare with: the newest of this stage and step name, None if there is none."""
+    made = [
+        m for m in artifacts.manifests(step.stage.kind) if (m.stage, m.name) == (step.stage.name, step.name)
+    ]
+    return max(made, key=lambda m: m.created, default=None)
+
+
+def find(step: Step, artifacts: Artifacts) -> Artifact | None:
+    """The step's artifact, if it is whole and still holds."""
+    found = artifacts.find(step.stage.kind, fingerprint(step))
+    if found and step.stage.still_valid and not step.stage.still_valid(found, step.config):
+        return None
+    return found
+
+
+def run_step(
+    step: Step,
+    artifacts: Artifacts,
+    *,
+    progress: Progress = lambda done, total, text: None,
+    stopping: Callable[[], bool] = lambda: False,
+    context: RunContext | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Find the step's artifact, or make and publish it.
+
+    Args:
+        force: make it also where it is there; the old one is set aside once the new one is ready.
+    Raises:
+        Stopped: `stopping` turned true and the stage ended with a checkpoint.
+    """
+    begun = time.perf_counter()
+    context = {} if context is None else context
+    found = None if force else find(step, artifacts)
+    if found:
+        return Outcome(found, True, time.perf_counter() - begun)
+
+    inputs = {
+        role: _input(source, artifacts, progress, stopping, context) for role, source in step.inputs.items()
+    }
+    mark = fingerprint(step)
+    checkpoints = artifacts.checkpoints(mark)
+    if force:
+        checkpoints.clear()  # from the start, not from where an earlier run had come
+    with build_folder(artifacts.store, mark) as out:
+        started = time.perf_counter()
+        summary = step.stage.run(
+            Workspace(
+                step=step.name,
+                fingerprint=mark,
+                config=step.config,
+                inputs=inputs,
+                out=out,
+                artifacts=artifacts,
+                checkpoints=checkpoints,
+                events=EventLog(out / EVENTS),
+                progress=progress,
+                stopping=stopping,
+                context=context,
+            )
+        )
+        wall = time.perf_counter() - started
+        if not isinstance(summary, dict):
+            raise TypeError(
+                f"Stage {step.stage.name!r} returned a {type(summary).__name__}: a summary is a dict."
+            )
+        manifest = Manifest(
+            kind=step.stage.kind,
+            stage=step.stage.name,
+            stage_version=step.stage.version,
+            fingerprint=mark,
+            name=step.name,
+            config=_config_json(step.config),
+            identity=identity(step.config),
+            inputs={r: InputRef(kind=a.kind, fingerprint=a.fingerprint) for r, a in inputs.items()},
+            external=external(step),
+            summary=plain_json(summary),
+            code_version=code_version(),
+            packages=package_versions(),
+            wall_seconds=round(wall, 3),
+            device_seconds=round(wall * float(summary.get("devices", 1)), 3),
+        )
+        stale = artifacts.manifest(step.stage.kind, mark)
+        if stale and (force or find(step, artifacts) is None):
+            artifacts.set_aside(
+                step.stage.kind, mark, "it was made again by force" if force else "it no longer holds"
+            )
+        artifact = artifacts.publish(manifest, out)
+    checkpoints.clear()
+    return Outcome(artifact, False, time.perf_counter() - begun)
+
+
+def _input(
+    step: Step, artifacts: Artifacts, progress: Progress, stopping: Callable[[], bool], context: RunContext
+) -> Artifact:
+    """The input's artifact, on this machine and checked; made (again) where it isn't there or is damaged."""
+    for _ in range(2):
+        artifact = run_step(step, artifacts, progress=progress, stopping=stopping, context=context).artifact
+        with contextlib.suppress(Corrupt):  # it has been set aside: the next round makes it
+            artifact.path()
+            return artifact
+    raise Corrupt(
+        f"{step.name}: the artifact was damaged again right after it was made. Is the disk failing?"
+    )
+
+
+def _config_json(config: Any) -> dict[str, Any]:
+    if isinstance(config, BaseModel):
+        return config.model_dump(mode="json")
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
