@@ -37,9 +37,9 @@ TOPICS = "pydoc_data/topics.py"  # the language reference, as one dict of string
 # fmt: off
 _SKIPPED_FOLDERS = frozenset({
     "test", "tests", "testing", "_testing", "idlelib", "turtledemo", "lib2to3", "ensurepip", "encodings",
-    "site-packages", "dist-packages", "__pycache__", "node_modules", "static", "build", "benchmarks", "licenses",
+    "site-packages", "dist-packages", "__pycache__", "node_modules", "static", "build", "benchmarks",
     "_vendor", "vendor", "vendored", "_vendored", "vendored_packages", "third_party", "thirdparty",
-    "thirdparty_files", "externals", "_external", "_extern", "extern", "generated", "protos",
+    "thirdparty_files", "externals", "_external", "_extern", "extern", "generated", "protos", "licenses",
 })
 # fmt: on
 _SKIPPED_FILES = re.compile(

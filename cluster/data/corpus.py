@@ -1,0 +1,230 @@
+"""Stage `corpus`: the recipe's [[sources]] become documents with id, source and text.
+
+    sources ── Ray Data: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
+                                               └─▶ quarantine.jsonl            (source, where, reason, excerpt)
+
+What can't become a document (broken UTF-8, a line beyond all measure, a truncated archive, …) is counted and
+quarantined by its reason, and the rest goes through: see reading.py. Documents come out in the order of the
+recipe's sources, their files' names and their lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from cluster.data import installed
+from cluster.data.shards import ShardWriter
+from cluster.data.sources import Source, find_files, plan, read_part
+from cluster.data.streaming import stream
+from cluster.stage import Stage, Stopped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cluster.stage import Workspace
+
+__all__ = ["STAGE", "CorpusConfig", "Source", "check", "external", "run"]
+
+
+class CorpusConfig(BaseModel):
+    """What is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    max_document_bytes: int = Field(
+        10_000_000, ge=1_000, description="longer lines, files and texts are quarantined as too_long"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _unique(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = Counter(source.name for source in sources)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"two sources are named {twice[0]!r}: each needs a name of its own")
+        return sources
+
+
+def check(config: CorpusConfig) -> None:
+    """Every source is there.
+
+    Raises:
+        ValueError: a path that matches nothing, or nothing of a known kind; a package that isn't installed.
+    """
+    for source in config.sources:
+        if source.path.startswith(installed.SCHEME):
+            installed.parse(source.path)
+        else:
+            find_files(source)
+
+
+def external(config: CorpusConfig) -> dict[str, str]:
+    """A digest of each source's files: their names and content."""
+    from cluster.store.source import digest_source
+
+    digests = {}
+    for source in config.sources:
+        if source.path.startswith(installed.SCHEME):
+            digests[source.name] = installed.digest(source.path)
+        else:
+            find_files(source)
+            digests[source.name] = digest_source(source.path)
+    return digests
+
+
+@dataclass
+class _Tally:
+    documents: int = 0
+    bytes: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    first_bad: str = ""
+
+    def room(self, source: Source, sizes: list[int]) -> int:
+        """How many of the next documents still fit the source's caps."""
+        count = len(sizes)
+        if source.max_documents is not None:
+            count = min(count, source.max_documents - self.documents)
+        if source.max_bytes is not None:
+            total = self.bytes
+            for index, size in enumerate(sizes[:count]):
+                total += size
+                if total > source.max_bytes:
+                    return index
+        return count
+
+
+def run(workspace: Workspace) -> dict[str, Any]:
+    """Read all sources into the workspace.
+
+    Raises:
+        ValueError: a source that gives not one document.
+    """
+    config: CorpusConfig = workspace.config
+    plans = {source.name: plan(source, config.max_document_bytes) for source in config.sources}
+    before: list[int] = []  # bytes before each part
+    total = 0
+    for number, part in enumerate(part for parts in plans.values() for part in parts):
+        part["number"] = number
+        before.append(total)
+        total += part["bytes"]
+    tallies = {source.name: _Tally() for source in config.sources}
+    writer = ShardWriter(workspace.out)
+    with (workspace.out / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine:
+        for table in _tables(config, plans, tallies):
+            documents = _split(table, tallies, quarantine)
+            writer.write(documents)
+            done = before[table.column("part")[-1].as_py()] + table.column("read")[-1].as_py()
+            workspace.progress(done, total, f"{writer.documents:,} documents  {writer.bytes / 1e6:,.1f} MB")
+            if workspace.stopping():
+                raise Stopped("Stopped while reading the sources; the same command reads them again.")
+    writer.close()
+    for source in config.sources:
+        _check_source(source, tallies[source.name])
+    return _summary(workspace, writer, plans, tallies)
+
+
+def _tables(
+    config: CorpusConfig, plans: dict[str, list[dict[str, Any]]], tallies: dict[str, _Tally]
+) -> Iterator[pa.Table]:
+    """All sources' tables in order. A capped source is a stream of its own, which ends at its cap."""
+    for capped, group in groupby(config.sources, key=lambda s: s.name if s.capped else ""):
+        sources = list(group)
+        parts = [part for source in sources for part in plans[source.name]]
+        for table in stream(parts, read_part, name="corpus"):
+            if not capped:
+                yield table
+                continue
+            source, tally = sources[0], tallies[capped]
+            cut = _cut(table, source, tally)
+            if cut.num_rows:
+                yield cut
+            if cut.num_rows < table.num_rows:
+                break
+
+
+def _cut(table: pa.Table, source: Source, tally: _Tally) -> pa.Table:
+    """The rows before the first document that goes over the source's caps."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    sizes = pc.binary_length(table.column("text")).to_pylist()
+    places = np.flatnonzero([size is not None for size in sizes])
+    kept = tally.room(source, [size for size in sizes if size is not None])
+    return table if kept == len(places) else table.slice(0, int(places[kept]))
+
+
+def _split(table: pa.Table, tallies: dict[str, _Tally], quarantine: Any) -> pa.Table:
+    """Count a table's rows, write its bad records to the quarantine, and return its documents."""
+    import pyarrow.compute as pc
+
+    good = pc.is_null(table.column("reason"))
+    documents = table.filter(good)
+    sizes = pc.binary_length(documents.column("text")).to_pylist()
+    for source, size in zip(documents.column("source").to_pylist(), sizes, strict=True):
+        tallies[source].documents += 1
+        tallies[source].bytes += size
+    bad = table.filter(pc.invert(good)).select(["source", "where", "reason", "excerpt"])
+    for row in bad.to_pylist():
+        tally = tallies[row["source"]]
+        tally.quarantined[row["reason"]] += 1
+        tally.first_bad = tally.first_bad or f"{row['where']}: {row['reason']}: {row['excerpt']!r}"
+        quarantine.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return documents
+
+
+def _check_source(source: Source, tally: _Tally) -> None:
+    if tally.documents:
+        return
+    counts = ", ".join(f"{n:,} {reason}" for reason, n in tally.quarantined.most_common())
+    hint = ""
+    if tally.quarantined.keys() & {"missing_text", "not_text"}:
+        hint = f" Its text_field is {source.text_field!r}: set it to the field that holds the text."
+    found = (
+        f"all its records were quarantined ({counts}; first {tally.first_bad})" if counts else "it is empty"
+    )
+    raise ValueError(f"Source {source.name!r} ({source.path}) gives no document: {found}.{hint}")
+
+
+def _summary(
+    workspace: Workspace, writer: ShardWriter, plans: dict[str, Any], tallies: dict[str, _Tally]
+) -> dict[str, Any]:
+    quarantined: Counter[str] = Counter()
+    for tally in tallies.values():
+        quarantined.update(tally.quarantined)
+    sources = {
+        name: {
+            "documents": tally.documents,
+            "bytes": tally.bytes,
+            "files": sum(len(part["files"]) for part in plans[name]),
+            "quarantined": dict(sorted(tally.quarantined.items())),
+        }
+        for name, tally in tallies.items()
+    }
+    rows = [[name, why, n] for name, tally in tallies.items() for why, n in sorted(tally.quarantined.items())]
+    if rows:
+        workspace.events.table("quarantined", ["source", "reason", "records"], rows)
+    workspace.events.metrics(
+        0,
+        {
+            "corpus/documents": float(writer.documents),
+            "corpus/bytes": float(writer.bytes),
+            "corpus/quarantined": float(quarantined.total()),
+        },
+    )
+    return {
+        "documents": writer.documents,
+        "bytes": writer.bytes,
+        "shards": writer.shards,
+        "quarantined": dict(sorted(quarantined.items())),
+        "sources": sources,
+    }
+
+
+STAGE = Stage(name="corpus", kind="corpus", version=1, config=CorpusConfig, run=run, external=external)
