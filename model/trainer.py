@@ -230,7 +230,9 @@ class _Gradients:
 
 
 def _to(batch: Any, device: torch.device) -> Any:
-    return type(batch)(*(torch.as_tensor(part).to(device) for part in batch))
+    parts = (torch.as_tensor(part) for part in batch)
+    integers = (torch.int32, torch.int16, torch.uint16, torch.uint32, torch.uint8)
+    return type(batch)(*(part.to(device, torch.int64 if part.dtype in integers else part.dtype) for part in parts))
 
 
 def _micro_batches(batch: Any, config: TrainConfig) -> list[Any]:

@@ -1,0 +1,63 @@
+"""The chunked cross-entropy against the dense one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.objectives import next_token as module
+from model.objectives.next_token import IGNORE, cross_entropy
+
+
+def dense(hidden, weight, targets, softcap, z_loss):
+    logits = hidden @ weight.t()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    return loss + z_loss * logits.logsumexp(-1)[targets != IGNORE].square().sum()
+
+
+@pytest.fixture(params=[7, 1000], ids=["chunks of 7", "one chunk"], autouse=True)
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", request.param * 51)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_loss_and_gradients_equal_the_dense_ones(softcap, z_loss, ignored):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(51, 16, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 51, (40,), generator=generator)
+    if ignored != "none":
+        targets[:: 3 if ignored == "some" else 1] = IGNORE
+    loss, count = cross_entropy(hidden, weight, targets, softcap, z_loss)
+    expected = dense(hidden, weight, targets, softcap, z_loss)
+    assert int(count) == int((targets != IGNORE).sum())
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    mine = torch.autograd.grad(3 * loss, (hidden, weight))
+    theirs = torch.autograd.grad(3 * expected, (hidden, weight))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_no_tensor_of_all_logits_is_made():
+    seen = []
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            seen.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    hidden = torch.randn(4000, 8, requires_grad=True)
+    with Spy():
+        loss, _ = cross_entropy(hidden, torch.randn(51, 8), torch.zeros(4000, dtype=torch.long))
+        loss.backward()
+    assert max(seen) <= max(module.CHUNK_ELEMENTS, hidden.numel())
+
+
+def test_without_gradients_none_are_made():
+    with torch.no_grad():
+        loss, _ = cross_entropy(torch.randn(5, 8), torch.randn(51, 8), torch.arange(5))
+    assert not loss.requires_grad
