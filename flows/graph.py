@@ -1,58 +1,95 @@
 """The line as a graph: a recipe becomes steps, each a stage with its config and the steps it reads.
 
-    sources ─ corpus ─ filter ─┬─ tokenizer ─ pack ─ pretrain ─┬─ instruct ─ rlhf ─┬─ release ─ models:/NAME@champion
-                               └───────────────┘               └─ evaluate-base ───┴─ evaluate
+    corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
+                     └─────────────┘                   └─ evaluate-base ───┘
 
 A new stage is one line here. Nothing in this file runs anything.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flows.recipe_errors import nearest
 
 if TYPE_CHECKING:
-    from cluster.stage import Stage, Step
+    from cluster.stage import Stage, Step, Workspace
     from flows.recipe import Recipe
 
 
 def graph(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, each after those it reads."""
-    from cluster import align, evaluate, release, train
+    from cluster import evaluate, instruct, release, rlhf, train
     from cluster.data import corpus, filter, pack, tokenizer
 
-    steps: list[Step] = []
-
-    def step(name: str, stage: Stage, config: Any, **inputs: Step) -> Step:
-        from cluster.stage import Step
-
-        steps.append(Step(name=name, stage=stage, config=config, inputs=inputs))
-        return steps[-1]
-
+    line = Line()
     weights = {source.name: source.weight for source in recipe.sources}
     pretraining = train.PretrainConfig(
         model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights
     )
 
-    raw = step("corpus", corpus.STAGE, corpus.CorpusConfig(sources=list(recipe.sources)))
-    documents = step("filter", filter.STAGE, recipe.filter, corpus=raw)
-    pieces = step("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
-    tokens = step("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
-    base = step("pretrain", train.PRETRAIN, pretraining, tokens=tokens, tokenizer=pieces)
-    before = step("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
+    raw = line.add("corpus", corpus.STAGE, corpus.CorpusConfig(sources=recipe.sources))
+    documents = line.add("filter", filter.STAGE, recipe.filter, corpus=raw)
+    pieces = line.add("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
+    tokens = line.add("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
+    base = line.add("pretrain", train.PRETRAIN, pretraining, tokens=tokens, tokenizer=pieces)
+    before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
     model, after = base, before
     if recipe.instruct:
-        model = step("instruct", align.INSTRUCT, recipe.instruct, model=model)
+        model = line.add("instruct", instruct.STAGE, seeded(recipe.instruct, recipe), model=model)
     if recipe.rlhf:
-        model = step("rlhf", align.RLHF, recipe.rlhf, model=model)
+        model = line.add("rlhf", rlhf.STAGE, seeded(recipe.rlhf, recipe), model=model)
     if model is not base:
-        after = step("evaluate", evaluate.STAGE, recipe.evaluate, model=model, tokens=tokens)
+        after = line.add("evaluate", evaluate.STAGE, recipe.evaluate, model=model, tokens=tokens)
     if recipe.release:
-        step(
-            "release", release.STAGE, recipe.release, model=model, base_evaluation=before, evaluation=after
-        )  # fmt: skip
-    return steps
+        named = released(recipe)
+        line.add("release", release.STAGE, named, model=model, base_evaluation=before, evaluation=after)
+    return line.steps
+
+
+class Line:
+    """Steps in the order they were added."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def add(self, name: str, stage: Stage, config: Any, **inputs: Step) -> Step:
+        from cluster.stage import Step
+
+        step = Step(name=name, stage=announced(stage), config=config, inputs=inputs)
+        self.steps.append(step)
+        return step
+
+
+def announced(stage: Stage) -> Stage:
+    """The same stage, which tells `context["begin"]` where it works before it begins."""
+
+    def run(ws: Workspace) -> dict:
+        begin = ws.context.get("begin")
+        if begin is not None:
+            begin(stage, ws)
+        return stage.run(ws)
+
+    return replace(stage, run=run)
+
+
+def seeded(config: Any, recipe: Recipe) -> Any:
+    """With the recipe's seed, unless its table has one of its own."""
+    return config if "seed" in config.model_fields_set else config.model_copy(update={"seed": recipe.seed})
+
+
+def released(recipe: Recipe) -> Any:
+    """`[release]` under the recipe's name and with its tracking, where it has none of its own."""
+    config = recipe.release
+    assert config is not None
+    return config.model_copy(
+        update={
+            "name": config.name or recipe.name,
+            "tracking_uri": config.tracking_uri or recipe.tracking.uri,
+            "experiment": config.experiment or recipe.tracking.experiment or recipe.name,
+        }
+    )
 
 
 def until(steps: list[Step], name: str | None) -> list[Step]:

@@ -1,7 +1,7 @@
 """A recipe: one TOML file that describes a run of the line, from its sources to a registered model.
 
-A stage's table is that stage's own config class, so what a table allows is written once, beside the code that reads
-it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything starts.
+A stage's table is that stage's own config class, so what a table allows is written once, beside the code
+that reads it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything starts.
 
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
     extends = "base.toml"    [model] [train]                              pretraining
@@ -18,20 +18,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from cluster.align import InstructConfig, RlhfConfig
-from cluster.data.corpus import Source
 from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig
+from cluster.data.sources import Source
 from cluster.data.tokenizer import TokenizerConfig
 from cluster.evaluate import EvaluateConfig
+from cluster.instruct import InstructConfig
 from cluster.release import ReleaseConfig
+from cluster.rlhf import RlhfConfig
 from cluster.session import ClusterConfig
 from cluster.tracking import TrackingConfig
-from flows.recipe_errors import Problem, RecipeError
+from flows.recipe_errors import Problem, RecipeError, nearest
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
-from model.config import ModelConfig
-from model.trainer import TrainConfig
+from model.config import ModelConfig, TrainConfig
 
 
 class StoreConfig(BaseModel):
@@ -123,18 +123,22 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
             wrong(f"sources.{index}.name", "another source has this name; each needs its own.", f'"{name}"')
-    if not any(s.weight > 0 for s in recipe.sources):
-        weights = ", ".join(f"{s.weight:g}" for s in recipe.sources)
-        wrong(
-            "sources", "at least one weight above 0, else there is nothing to train on.", f"weights {weights}"
-        )
+    for name in recipe.tokenizer.weights:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            wrong(f"tokenizer.weights.{name}", f"one of the sources: {', '.join(names)}.{hint}")
     longest = recipe.model.max_seq_len
-    for table in ("train", "instruct", "evaluate"):
-        length = getattr(getattr(recipe, table), "seq_len", None)
+    lengths = {"train.seq_len": recipe.train.seq_len, "evaluate.seq_len": recipe.evaluate.seq_len}
+    if recipe.instruct:
+        lengths["instruct.train.seq_len"] = recipe.instruct.train.seq_len
+    if recipe.rlhf:
+        lengths["rlhf.train.seq_len"] = recipe.rlhf.train.seq_len
+    for key, length in lengths.items():
         if length is not None and length > longest:
             wrong(
-                f"{table}.seq_len",
-                f"at most model.max_seq_len = {longest}: lower {table}.seq_len or raise model.max_seq_len.",
+                key,
+                f"at most model.max_seq_len = {longest}: lower {key} or raise model.max_seq_len.",
                 str(length),
             )
     if recipe.model.vocab_size not in (0, recipe.tokenizer.vocab_size):

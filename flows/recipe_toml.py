@@ -178,7 +178,7 @@ def _locs(loc: Loc, value: Any) -> list[Loc]:
 
 
 def _lines(text: str) -> dict[Loc, int]:
-    """The line of each key, by a light scan of headers and `key =`: right for the TOML people write by hand."""
+    """The line of each key, by a light scan of headers and `key =`: right for TOML written by hand."""
     found: dict[Loc, int] = {}
     counts: dict[Loc, int] = {}
     table: Loc = ()
@@ -198,7 +198,7 @@ def _lines(text: str) -> dict[Loc, int]:
     return found
 
 
-# --- --set ---------------------------------------------------------------------------------------------------
+# --- --set ----------------------------------------------------------------------------------------------
 
 
 def parse_value(text: str) -> Any:

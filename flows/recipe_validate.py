@@ -6,6 +6,7 @@ The schema is pydantic models and dataclasses (a stage's own config classes); no
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -27,13 +28,51 @@ def validate(schema: type[M], layers: Layers) -> M:
         RecipeError: with every problem pydantic found, each at its key and origin.
     """
     try:
-        return schema.model_validate(layers.values)
+        return schema.model_validate(completed(schema, layers.values))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         if _texts_typed_as_values(layers, errors):
             return validate(schema, layers)
         problems = {str(p): p for e in errors for p in [_problem(schema, layers, e)]}
         raise RecipeError(layers.name, problems.values()) from None
+
+
+def completed(table: Any, values: Any) -> Any:
+    """`values` with what a partly given inner table leaves out, as its *place* has it by default.
+
+    `[instruct.train] lr = 1e-4` keeps the steps of instruct's own default, not those of TrainConfig.
+    """
+    if not isinstance(values, dict) or not is_table(table):
+        return values
+    annotations, result = keys_of(table), dict(values)
+    for key, value in values.items():
+        inner = unwrap(annotations.get(key))
+        if not isinstance(value, dict) or not is_table(inner):
+            continue
+        default = _default(table, key)
+        result[key] = completed(inner, value)
+        if default is not None and is_table(type(default)):
+            fresh = _default_of_class(type(default))
+            for name in keys_of(type(default)):
+                own = getattr(default, name)
+                if name not in value and (fresh is None or own != getattr(fresh, name)):
+                    result[key][name] = own
+    return result
+
+
+def _default(table: Any, key: str) -> Any:
+    """The default instance of a key, None where it has none."""
+    if issubclass(table, BaseModel):
+        return table.model_fields[key].get_default(call_default_factory=True)
+    field = next(f for f in dataclasses.fields(table) if f.name == key)
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _default_of_class(table: Any) -> Any:
+    try:
+        return table()
+    except (TypeError, ValueError):  # it has required keys
+        return None
 
 
 def _texts_typed_as_values(layers: Layers, errors: list[Any]) -> bool:
@@ -74,18 +113,30 @@ def _problem(schema: type[BaseModel], layers: Layers, error: Any) -> Problem:
     if kind in UNKNOWN:
         table = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))
         return Problem(layers.key(loc), where, given(error["input"]), unknown_key(schema, loc, table))
-    if kind in ("value_error", "assertion_error") and isinstance(error["input"], Mapping | BaseModel):
-        return Problem(layers.key(loc), where, None, sentence(error))
-    if kind in ("value_error", "assertion_error") and type(error["input"]).__name__ == "ArgsKwargs":
-        return Problem(layers.key(loc), where, None, sentence(error))
+    whole_table = (
+        isinstance(error["input"], Mapping | BaseModel) or type(error["input"]).__name__ == "ArgsKwargs"
+    )
+    if kind in ("value_error", "assertion_error") and whole_table:
+        text = sentence(error)
+        where = str(layers.origin(_first_named(schema, layers, loc, text)))
+        return Problem(layers.key(loc) or "recipe", where, None, text)
     return Problem(layers.key(loc), where, given(error["input"]), sentence(error))
+
+
+def _first_named(schema: type[BaseModel], layers: Layers, loc: Loc, text: str) -> Loc:
+    """The key of the table at `loc` that `text` names first and that the recipe gives; else the table."""
+    values = layers.value(loc)
+    given_keys = [k for k in keys_of(table_at(schema, loc)) if isinstance(values, dict) and k in values]
+    places = {k: re.search(rf"\b{re.escape(k)}\b", text) for k in given_keys}
+    named = sorted((m.start(), k) for k, m in places.items() if m)
+    return (*loc, named[0][1]) if named else loc
 
 
 # --- what keys and types a place in the recipe allows ------------------------------------------------------
 
 
 def unwrap(annotation: Any) -> Any:
-    """The table class inside Optional[...], Annotated[...], list[...] and tuple[X, ...]; else the annotation."""
+    """The table class inside Optional, Annotated, list and tuple; else the annotation."""
     while True:
         origin = typing.get_origin(annotation)
         if origin is typing.Annotated:
@@ -144,7 +195,7 @@ def all_keys(schema: Any, prefix: str = "") -> dict[str, str]:
 
 
 def unknown_key(schema: Any, loc: Loc, name_of_table: str) -> str:
-    """The sentence for a key nobody reads: the nearest here, then elsewhere, then all the keys of the table."""
+    """For a key nobody reads: the nearest here, then elsewhere, then all keys of the table."""
     word = str(loc[-1])
     here = list(keys_of(table_at(schema, loc[:-1])))
     table = f"[{name_of_table}]" if name_of_table else "the recipe's top level"

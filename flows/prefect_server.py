@@ -1,0 +1,130 @@
+"""Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the log file.
+
+Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from the run
+that is about to write its checkpoint; it also outlives a killed parent, and it starts only when the flow does. This
+one has a session of its own, ends when the pipe from its parent closes (however the parent ended), and starts while
+other things do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from pathlib import Path
+
+START_SECONDS = 120  # the very first start also makes Prefect's database
+
+
+def configured_api() -> str | None:
+    """The Prefect server that the user has set, by environment or by the active profile; None: embedded."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    try:
+        profiles = tomllib.loads(path.read_text())
+        active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
+        return profiles["profiles"][active].get("PREFECT_API_URL")
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return None
+
+
+class EmbeddedServer:
+    """A Prefect API of this run's own."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self) -> None:
+        """Begin; `wait` says when it answers. Its output goes where this process's stderr goes."""
+        listener = socket.create_server(
+            ("127.0.0.1", 0), backlog=256
+        )  # handed over: no other process takes the port
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        env = {
+            **os.environ,
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).resolve()), str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            stderr=2,
+            env=env,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+        listener.close()
+
+    def wait(self) -> str:
+        """The API's URL once it answers.
+
+        Raises:
+            ConnectionError: it ended or did not answer in time.
+        """
+        assert self._process is not None, "start() first"
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ConnectionError(
+                    f"Prefect's embedded API ended with code {self._process.returncode}; the log file says why. "
+                    "Set PREFECT_API_URL to use a server of your own."
+                )
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,
+            ):
+                if answer.status == 200:
+                    return self.url
+            time.sleep(0.1)
+        raise ConnectionError(f"Prefect's embedded API did not answer in {START_SECONDS} s.")
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # type: ignore[union-attr]
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _serve(fd: int) -> None:
+    """The child: serve on the parent's socket until its pipe closes."""
+    import signal
+    import threading
+
+    import uvicorn
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(4)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        log_level="error",
+        lifespan="on",
+        timeout_graceful_shutdown=2,
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,87 @@
+"""The screen is the person's: what Ray, Prefect, MLflow and their processes say goes to a log file.
+
+File descriptors 1 and 2 themselves are turned to the file, so that child processes and C++ libraries are quiet too;
+the console writes to a copy of the screen's descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+# Read when the library is imported or started. `setdefault`: what the user has set wins.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_COLORS": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_CLIENT_ENABLE_METRICS": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def log_path(store: str, name: str) -> Path:
+    """A new log file's place: `logs/` beside a local store, or in the working folder."""
+    beside = Path.cwd() if "://" in store else Path(store).expanduser().absolute().parent
+    return beside / "logs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+
+
+@contextlib.contextmanager
+def quiet(path: Path) -> Iterator[Console]:
+    """Everything that is written to stdout and stderr goes to `path`; the yielded console is the screen."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    old_stdout, old_stderr = sys.stdout, sys.stderr
+    width = None if _is_terminal(0) else _width()
+    saved = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    text = os.fdopen(os.dup(log), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    own = _fileno(old_stdout) == 1
+    screen = os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace") if own else old_stdout
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = sys.stderr = text
+        yield Console(file=screen, width=width, highlight=False)
+    finally:
+        with contextlib.suppress(ValueError, OSError):
+            screen.flush()
+        sys.stdout, sys.stderr = old_stdout, old_stderr
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        for fd in (*saved, log):
+            os.close(fd)
+        if own:
+            screen.close()
+        # `text` stays open: logging handlers made meanwhile may still hold it
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _width() -> int | None:
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(1).columns
+    return None
+
+
+def _fileno(stream: object) -> int | None:
+    try:
+        return stream.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return None

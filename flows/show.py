@@ -1,0 +1,218 @@
+"""What a person sees while the line runs: a bar for the stage at work, a line for each that is done.
+
+On a terminal it is rich's live bar with the rate and the time left; anywhere else (a file, `ray job submit`, CI) plain
+lines at a slow rate. The tables at the end are in flows/closing.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from cluster.artifact import Artifact
+    from cluster.stage import Outcome
+
+PLAIN_SECONDS = 10.0  # between two plain lines of one stage
+
+
+def size(n: float) -> str:
+    """Bytes for people: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def count(n: float) -> str:
+    """A number for people: 999, 12.3k, 4.56M, 1.2B."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(n) >= limit:
+            return f"{n / {'k': 1e3}.get(unit, limit):.3g}{unit}"
+    return f"{n:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3m 05s, 2h 10m."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def facts(artifact: Artifact) -> str:
+    """What an artifact is, in a few words, from its summary."""
+    s: dict[str, Any] = artifact.summary
+    words: list[str] = []
+    if artifact.kind in ("corpus", "documents") and "documents" in s:
+        words.append(f"{count(s['documents'])} documents, {size(s.get('bytes', 0))}")
+        for name in ("quarantined", "removed"):
+            lost = s.get(name) or {}
+            if lost:
+                words.append(f"{count(_total(lost))} {name}")
+    elif artifact.kind == "tokenizer" and "vocab_size" in s:
+        words.append(f"{count(s['vocab_size'])} pieces")
+        if "bytes_per_token" in s:
+            words.append(f"{s['bytes_per_token']:.2f} bytes per token")
+    elif artifact.kind == "tokens" and "tokens" in s:
+        words.append(f"{count(_total(s['tokens']))} tokens")
+    elif artifact.kind == "model":
+        if s.get("parameters"):
+            words.append(f"{count(s['parameters'])} parameters")
+        if isinstance(s.get("loss"), int | float):
+            words.append(f"loss {s['loss']:.3f}")
+        if isinstance(s.get("tokens_per_second"), int | float):
+            words.append(f"{count(s['tokens_per_second'])} tok/s")
+        if s.get("resumed_from"):
+            words.append(f"went on from step {s['resumed_from']}")
+    elif artifact.kind == "evaluation" and "bpb" in s:
+        words.append(f"{s['bpb']:.3f} bits per byte")
+    elif artifact.kind == "release" and "version" in s:
+        words.append(f"{s.get('name', '')} version {s['version']}")
+    return ", ".join(words)
+
+
+def _total(value: Any) -> float:
+    if isinstance(value, dict):
+        return sum(_total(v) for v in value.values())
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+class Screen:
+    """Plain lines. `Bars` is the same for a terminal."""
+
+    def __init__(self, console: Console, stopping: Callable[[], bool] = lambda: False):
+        self.console, self.stopping = console, stopping
+        self._step, self._begun, self._last, self._first = "", 0.0, 0.0, None
+        self._told_stop = False
+
+    def begin(self, step: str, text: str = "") -> None:
+        self._step, self._begun, self._last, self._first = step, time.monotonic(), time.monotonic(), None
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        now = time.monotonic()
+        if self.stopping() and not self._told_stop:
+            self._told_stop = True
+            self.note(f"{self._step}: stopping at the next step, with a checkpoint")
+        if self._first is None:
+            self._first = (now, done)
+        if now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        began, start = self._first
+        rate = (done - start) / (now - began) if now > began else 0.0
+        share = f" ({100 * done / total:.0f}%)" if total else ""
+        left = f"  {duration((total - done) / rate)} left" if rate > 0 and total >= done else ""
+        self.note(f"{self._step}  {count(done)}/{count(total)}{share}  {text}{left}")
+
+    def end(self, step: str, outcome: Outcome) -> None:
+        words = facts(outcome.artifact)
+        how = "cached" if outcome.cached else duration(outcome.seconds)
+        mark = "=" if outcome.cached else "✓"
+        self.line(f"{mark} {step:<14} {how:>8}  {words}", "dim" if outcome.cached else "")
+
+    def fault(self, step: str, text: str) -> None:
+        self.line(f"✗ {step:<14} {text}", "red")
+
+    def note(self, text: str) -> None:
+        self.line(text, "")
+
+    def line(self, text: str, style: str) -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Rate(ProgressColumn):
+    """The stage's own words; its speed where they have no rate; and what Ctrl-C has begun."""
+
+    def __init__(self, stopping: Callable[[], bool]):
+        super().__init__()
+        self.stopping = stopping
+
+    def render(self, task: Task) -> Text:
+        if self.stopping():
+            return Text(
+                "stopping at the next step, with a checkpoint; Ctrl-C again ends at once", style="yellow"
+            )
+        words = str(task.fields.get("text", ""))
+        if task.speed and "/s" not in words:
+            words = f"{count(task.speed) if task.speed >= 10 else f'{task.speed:.1f}'}/s  {words}"
+        return Text(words)
+
+
+class _Left(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text(f"{duration(left)} left" if left is not None and not task.finished else "", style="cyan")
+
+
+class Bars(Screen):
+    """A live bar for the stage at work."""
+
+    def __init__(self, console: Console, stopping: Callable[[], bool] = lambda: False):
+        super().__init__(console, stopping)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            _Left(),
+            _Rate(stopping),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            speed_estimate_period=60,
+        )
+        self._task: Any = None
+        self._bars.start()
+
+    def begin(self, step: str, text: str = "") -> None:
+        self._clear()
+        self._task = self._bars.add_task(step, total=None, text=text)
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total or None, text=text)
+
+    def end(self, step: str, outcome: Outcome) -> None:
+        self._clear()
+        super().end(step, outcome)
+
+    def fault(self, step: str, text: str) -> None:
+        self._clear()
+        super().fault(step, text)
+
+    def close(self) -> None:
+        self._clear()
+        self._bars.stop()
+
+    def _clear(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+def screen(console: Console, stopping: Callable[[], bool] = lambda: False) -> Screen:
+    return (Bars if console.is_terminal else Screen)(console, stopping)

@@ -1,0 +1,59 @@
+"""Ctrl-C: the first asks the running stage to write a checkpoint and stop, the second ends the process at once.
+
+What is left behind by either can be gone on from: artifacts and checkpoints are published whole or not at all, and
+the processes this one started (a local Ray, Prefect's embedded API) end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+
+class StopFlag:
+    """Callable: True once SIGINT or SIGTERM came. `exit_code` is the shell's for that signal.
+
+    Args:
+        asked: told once, at the first signal (from a signal handler: only light work).
+    """
+
+    def __init__(self, asked: Callable[[], None] = lambda: None):
+        self.asked = asked
+        self.signal: int | None = None
+        self._old: dict[int, object] = {}
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.signal or signal.SIGINT)
+
+    def install(self) -> StopFlag:
+        """Take both signals; again later, since libraries (Prefect, Ray) put their own handlers over it."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old = signal.signal(number, self._handle)
+                self._old.setdefault(number, old)
+        return self
+
+    def restore(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, old in self._old.items():
+                signal.signal(number, old if callable(old) or old is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+        self._old.clear()
+
+    def __enter__(self) -> StopFlag:
+        return self.install()
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        self.asked()
