@@ -104,7 +104,8 @@ def digest(url: str) -> str:
 def problems(url: str) -> list[Problem]:
     """The problems of an address, no two the same; fewer than n where there are not so many."""
     address = parse(url)
-    rng = random.Random(f"{VERSION}|{address}")
+    # Without n: an address with more problems starts with those of the same address with fewer.
+    rng = random.Random(f"{VERSION}|{address.generator}|{address.seed}|{address.split}")
     source = (
         _on_functions(address, rng) if isinstance(address.generator, Signatures) else _drawn(address, rng)
     )

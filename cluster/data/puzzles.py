@@ -1,9 +1,9 @@
 """Problems with written-out solutions, short enough that a model of a million parameters learns them in a
 minute.
 
-    arithmetic   What is 37 + 48?        7+8=15, 3+4+1=8. The answer is 85.        from the units up, with the carry
-                 What is 63 - 48?        3-8+10=5, 6-4-1=1. The answer is 15.      with what is borrowed
-    parity       Is the number of ones in 10110 odd or even?   11011. The answer is odd.      running parities
+    arithmetic   What is 37 + 48?        7+8=15, 3+4+1=8. The answer is 85.     from the units, with the carry
+                 What is 63 - 48?        3-8+10=5, 6-4-1=1. The answer is 15.   with what is borrowed
+    parity       Is the number of ones in 10110 odd or even?   11011. The answer is odd.  running parities
     sort         Sort the digits of 5302.       The answer is 0235.
     reverse      Reverse the digits of 5302.    The answer is 2035.
 
@@ -72,7 +72,8 @@ class Arithmetic:
         worked = f"{', '.join(steps)}. {final(str(value))}" if self.steps else final(str(value))
         near = {value + d for d in (-10, -2, -1, 1, 2, 10, 11, 20)} | {value + 10 ** (self.digits - 1)}
         wrong = tuple(str(v) for v in rng.sample(sorted(near - {value}), 3))
-        return Problem(f"{a}{sign}{b}", f"What is {a} {sign} {b}?", worked, str(value), wrong, "number")
+        key = f"{max(a, b)}{sign}{min(a, b)}"  # a sum and its mirror image are one problem
+        return Problem(key, f"What is {a} {sign} {b}?", worked, str(value), wrong, "number")
 
 
 def addition(a: int, b: int) -> list[str]:

@@ -89,10 +89,8 @@ def check_task(task: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _after_answer(text: str) -> str | None:
-    last = None
-    for last in _STATED.finditer(text):
-        pass
-    return text[last.end() :] if last else None
+    ends = [match.end() for match in _STATED.finditer(text)]
+    return text[ends[-1] :] if ends else None
 
 
 def _plain(text: str) -> str:

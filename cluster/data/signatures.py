@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import random
 import tempfile
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def _remember(path: Path, functions: tuple[Function, ...]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump(functions, file)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError:  # a cache that can't be written is only slower
         return
 
