@@ -1,8 +1,8 @@
 """What of a config is in a fingerprint: the fields that differ from their defaults and change what comes out.
 
 A new field with a default then leaves old artifacts valid; a changed default or behaviour bumps the stage's
-version. Fields declared with `how()` (or a dataclass field's metadata={"identity": False}) only change how work
-runs. A field of one possible value (Literal["x"]) is always in: it tells the members of a union apart.
+version. Fields declared with `how()` (or a dataclass field's metadata={"identity": False}) only change how
+work runs. A field of one possible value (Literal["x"]) is always in: it tells the members of a union apart.
 """
 
 from __future__ import annotations

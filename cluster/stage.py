@@ -36,8 +36,8 @@ Progress = Callable[[float, float, str], None]
 EVENTS = "events.jsonl"
 
 __all__ = [
-    "Outcome", "RunContext", "Stage", "Step", "Stopped", "Workspace", "digest_source", "explain", "find", "fingerprint", "how",
-    "identity", "previous", "run_step",
+    "Outcome", "RunContext", "Stage", "Step", "Stopped", "Workspace", "digest_source", "explain", "find",
+    "fingerprint", "how", "identity", "previous", "run_step",
 ]  # fmt: skip
 
 

@@ -5,11 +5,13 @@ Commit of a folder at KEY:
     1. files -> KEY/NONCE/…, each with its MD5, large ones in parts
     2. a listing counts them
     3. KEY/manifest.json, which names the nonce, is put with If-None-Match, if none is there
-    4. where the listing shows another nonce, somebody was racing: wait until the manifest has settled, read it
+    4. where the listing shows another nonce, somebody was racing: wait until the manifest has settled, read
+    it
 
-A manifest names one writer's whole upload, so nobody ever reads a mixture. AWS and Ceph hold the condition, and the
-first writer stays. Some servers check it before the upload ends (Swift), others ignore it; step 4 makes racing writers
-agree there too: whoever overwrites a manifest had uploaded before it was put, so its owner sees that nonce.
+A manifest names one writer's whole upload, so nobody ever reads a mixture. AWS and Ceph hold the condition,
+and the first writer stays. Some servers check it before the upload ends (Swift), others ignore it; step 4
+makes racing writers agree there too: whoever overwrites a manifest had uploaded before it was put, so its
+owner sees that nonce.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from cluster.store.s3_client import absent, ask, client, code, list_objects, spl
 
 PART_BYTES = 16 << 20  # of a multipart upload; AWS takes no less than 5 MiB
 MULTIPART_BYTES = 32 << 20  # files from this size on are sent in parts
-MAX_PARTS = 9_000  # AWS takes 10,000
+MAX_PARTS = 1_000  # AWS takes 10,000, Swift as many as this
 UPLOADS = 4  # files, and parts of a file, at once
 SETTLE_SECONDS = 1.5  # how long a put of a manifest may still be on its way when another's is seen
 _log = logging.getLogger(__name__)
@@ -290,7 +292,7 @@ class S3Store:
 
 @functools.cache
 def conditional(url: str) -> bool:
-    """Whether the server of this store honours If-None-Match; asked once a process, by writing one object twice."""
+    """Whether the server honours If-None-Match; asked once a process, by writing one object twice."""
     from botocore.exceptions import ClientError
 
     store = S3Store(url)
@@ -305,8 +307,8 @@ def conditional(url: str) -> bool:
         _ignoring_absent(lambda: client().delete_object(**where))
     if not honoured:
         _log.warning(
-            "The server of %s ignores If-None-Match. Artifacts stay whole; two runs that make the same one at the "
-            "same time may each pay for an upload.",
+            "The server of %s ignores If-None-Match. Artifacts stay whole; two runs that make the same one "
+            "at the same time may each pay for an upload.",
             url,
         )
     return honoured

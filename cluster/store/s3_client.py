@@ -1,7 +1,7 @@
 """The S3 client of a process, and its way of asking: retries, errors a person can act on, listings, streams.
 
-Endpoint, region and credentials come from the standard AWS variables and files. Newer checksums and headers are only
-used where a server demands them: many compatible servers refuse what they don't know.
+Endpoint, region and credentials come from the standard AWS variables and files. Newer checksums and headers
+are only used where a server demands them: many compatible servers refuse what they don't know.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CONNECTIONS = 32
 ATTEMPTS = 6  # boto3's own, for one request, with growing waits: about 15 s
 ROUNDS = 3  # ours around them, also for a body that breaks off: about a minute in all
 BUFFER = 1 << 20
+PASSING = ("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest", "IncompleteBody")
 _making = threading.Lock()
 
 
@@ -58,7 +59,7 @@ def _client(pid: int, endpoint: str | None, key_id: str | None) -> Any:
         options["s3"] = {
             "addressing_style": "path"
         }  # bucket.host needs a wildcard name, which few servers have
-    session = boto3.session.Session()
+    session = boto3.Session()
     region = session.region_name or ("us-east-1" if endpoint else None)
     return session.client("s3", config=Config(**options), region_name=region)
 
@@ -115,9 +116,8 @@ def _passing(error: Exception) -> bool:
     )
 
     if isinstance(error, ClientError):
-        return status(error) >= 500 and status(error) != 501 or status(error) in (408, 409, 429) or code(error) in (
-            "SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "BadDigest", "IncompleteBody",
-        )  # fmt: skip
+        down = status(error) >= 500 and status(error) != 501  # 501: it doesn't know the request
+        return down or status(error) in (408, 409, 429) or code(error) in PASSING
     return not isinstance(error, (NoCredentialsError, PartialCredentialsError, ParamValidationError))
 
 

@@ -23,7 +23,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. `name` is relative to the folder, or to the part of the pattern before its wildcard."""
+    """One file of a source. `name` is relative to the folder, or to a pattern's part before its wildcard."""
 
     url: str
     name: str
@@ -34,7 +34,8 @@ class SourceFile:
 def expand(url: str | Path) -> list[SourceFile]:
     """The files that a path, a folder, a glob (`**` too) or an s3:// URL means, in the order of their names.
 
-    A path that exists is taken as it is, also if it has a `*` or a `[` in its name. Empty where nothing matches.
+    A path that exists is taken as it is, also if it has a `*` or a `[` in its name. Empty where nothing
+    matches.
 
     Raises:
         ValueError: another scheme.
@@ -46,7 +47,7 @@ def expand(url: str | Path) -> list[SourceFile]:
 
 
 def open_binary(url: str | Path) -> BinaryIO:
-    """A buffered, seekable stream; from S3 it holds only its buffer, and reconnects where a connection breaks."""
+    """A buffered, seekable stream; from S3 it holds only its buffer, and reconnects where one breaks."""
     text = str(url)
     if text.startswith("s3://"):
         from cluster.store.s3_client import open_stream
@@ -89,16 +90,16 @@ def _local(text: str) -> str:
 
 def _expand_local(path: str) -> list[SourceFile]:
     base = path
-    if os.path.isfile(path):
-        base, found = os.path.dirname(path), [path]
-    elif os.path.isdir(path):
-        found = [os.path.join(d, f) for d, _, files in os.walk(path) for f in files]
+    if Path(path).is_file():
+        base, found = str(Path(path).parent), [path]
+    elif Path(path).is_dir():
+        found = [f"{d}/{f}" for d, _, files in os.walk(path) for f in files]
     else:
         base = _before_wildcard(path)
-        found = [f for f in glob.iglob(path, recursive=True) if os.path.isfile(f)]
+        found = [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]  # noqa: PTH207 (a whole pattern)
     files = []
     for file in found:
-        stat = os.stat(file)
+        stat = Path(file).stat()
         name = os.path.relpath(file, base).replace(os.sep, "/")
         files.append(SourceFile(file, name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}"))
     return sorted(files, key=lambda f: f.name)

@@ -1,0 +1,260 @@
+"""A real S3 server on this machine, for tests and for trying `store = "s3://…"`: OpenStack Swift with its
+s3api.
+
+    infra/s3/install.sh && python infra/s3/serve.py        prints the AWS_* exports, serves until Ctrl-C
+    python infra/s3/serve.py --folder DIR --port 8000      keeps the objects in DIR
+
+One proxy and one account, container and object server each, on 127.0.0.1 only, started with rings of one
+device. Not for production: one replica, no TLS, and a password that is in this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PYTHON = ROOT / ".venv-s3" / "bin" / "python"
+PROCESS = [str(PYTHON), str(HERE / "swift_process.py")]
+ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
+START_SECONDS = 60
+
+SWIFT_CONF = """\
+[swift-hash]
+swift_hash_path_suffix = tokenmill
+[storage-policy:0]
+name = gold
+default = yes
+"""
+
+BACKEND_CONF = """\
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+swift_dir = {folder}
+devices = {folder}/devices
+mount_check = false
+log_level = ERROR
+[pipeline:main]
+pipeline = {kind}-server
+[app:{kind}-server]
+use = egg:swift#{kind}
+"""
+
+PROXY_CONF = """\
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+swift_dir = {folder}
+log_level = ERROR
+[pipeline:main]
+pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:gatekeeper]
+use = egg:swift#gatekeeper
+[filter:healthcheck]
+use = egg:swift#healthcheck
+[filter:listing_formats]
+use = egg:swift#listing_formats
+[filter:bulk]
+use = egg:swift#bulk
+[filter:s3api]
+use = egg:swift#s3api
+location = us-east-1
+min_segment_size = 1
+[filter:tempauth]
+use = egg:swift#tempauth
+user_test_tester = testing .admin
+[filter:copy]
+use = egg:swift#copy
+[filter:slo]
+use = egg:swift#slo
+[filter:dlo]
+use = egg:swift#dlo
+"""
+
+
+class Server:
+    """Swift in a folder. `with Server() as server:` starts it and stops it.
+
+    Args:
+        folder: keeps its objects; default: a temporary one, removed at the end.
+        port: of 127.0.0.1; 0: a free one.
+    """
+
+    def __init__(self, folder: Path | None = None, port: int = 0):
+        self._temporary = folder is None
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="tokenmill-s3-")).absolute()
+        self.port = port or _free_port()
+        self._processes: list[subprocess.Popen] = []
+        self._backends: dict[str, int] = {}
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The standard variables by which any S3 client finds and uses it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def start(self) -> Server:
+        """Start, and return when it answers.
+
+        Raises:
+            RuntimeError: it isn't installed, the file system has no extended attributes, or it does not
+                answer.
+        """
+        if not PYTHON.exists():
+            raise RuntimeError(
+                f"The S3 server isn't installed: run {HERE.relative_to(ROOT)}/install.sh first."
+            )
+        self._configure()
+        for kind in ("account", "container", "object", "proxy"):
+            with (self.folder / f"{kind}.log").open("ab") as log:
+                command = [*PROCESS, "serve", str(self.folder), kind, str(os.getpid())]
+                self._processes.append(
+                    subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop its processes, and delete the folder if it is a temporary one."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = []
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def make_bucket(self, name: str) -> None:
+        """Make a bucket, if it isn't there."""
+        import boto3
+        from botocore.config import Config
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name=REGION,
+            config=Config(s3={"addressing_style": "path"}),
+        )
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=name)
+
+    def _configure(self) -> None:
+        device = self.folder / "devices" / "d1"
+        device.mkdir(parents=True, exist_ok=True)
+        try:
+            os.setxattr(device, "user.swift.probe", b"x")
+        except OSError as error:
+            raise RuntimeError(
+                f"Swift needs extended attributes, which {self.folder} has not: {error}"
+            ) from None
+        common = {"folder": self.folder, "user": getpass.getuser()}
+        (self.folder / "swift.conf").write_text(SWIFT_CONF)
+        (self.folder / "proxy.conf").write_text(PROXY_CONF.format(port=self.port, **common))
+        self._backends = {kind: _free_port() for kind in ("account", "container", "object")}
+        for kind, port in self._backends.items():
+            (self.folder / f"{kind}.conf").write_text(BACKEND_CONF.format(kind=kind, port=port, **common))
+        servers = [f"{kind}={port}" for kind, port in self._backends.items()]
+        done = subprocess.run([*PROCESS, "rings", str(self.folder), *servers], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Can't make Swift's rings: {done.stdout}{done.stderr}")
+
+    def _wait(self) -> None:
+        ends = time.monotonic() + START_SECONDS
+        while time.monotonic() < ends:
+            for process in self._processes:
+                if process.poll() is not None:
+                    raise RuntimeError(f"A server of Swift ended at its start: {self._logs()}")
+            if self._healthy() and all(_listens(p) for p in self._backends.values()):
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"Swift did not answer within {START_SECONDS} s: {self._logs()}")
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/healthcheck", timeout=2) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _logs(self) -> str:
+        return "".join(log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log")))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where the objects are kept; default: a temporary folder")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--bucket", default="tokenmill", help="made if it isn't there (default: tokenmill)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Server(options.folder, options.port) as server, contextlib.suppress(KeyboardInterrupt):
+        server.make_bucket(options.bucket)
+        for name, value in server.environment.items():
+            print(f"export {name}={value}")
+        print(
+            f"# then: tokenmill run RECIPE --set store=s3://{options.bucket}/demo; Ctrl-C here stops it",
+            flush=True,
+        )
+        while True:
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()
