@@ -1,7 +1,8 @@
 """Slow starts side by side: Prefect's API, a local Ray, MLflow's database, while the main thread imports.
 
-Each start has a thread that lives until `close`: Linux delivers "your parent died" (by which Ray's processes end
-with us) when the *thread* that forked them ends, so a thread that only starts Ray would take it down again.
+Each start has a thread that lives until `close`: Linux delivers "your parent died" (by which Ray's
+processes end with us) when the *thread* that forked them ends, so a thread that only starts Ray would take
+it down again.
 """
 
 from __future__ import annotations

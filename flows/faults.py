@@ -1,7 +1,7 @@
 """Which failures another attempt can mend: a lost worker or node, a store or service that was away.
 
-A wrong recipe, bad data or a bug fail the same way again and are never retried. The first exception of the chain
-that is of either sort decides.
+A wrong recipe, bad data or a bug fail the same way again and are never retried. The first exception of the
+chain that is of either sort decides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ BUILTIN = (ConnectionError, TimeoutError)
 # By name, so that asking imports nothing: a class that was never imported was never raised.
 BY_NAME = {
     "ray": {
-        "ActorDiedError", "ActorUnavailableError", "LocalRayletDiedError", "NodeDiedError", "NodePreemptedError",
+        "ActorDiedError", "ActorUnavailableError", "LocalRayletDiedError", "NodeDiedError",
+        "NodePreemptedError",
         "ObjectFetchTimedOutError", "ObjectLostError", "ObjectReconstructionFailedError", "OwnerDiedError",
         "RpcError", "WorkerCrashedError", "WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError",
         "WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError",

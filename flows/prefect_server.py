@@ -1,9 +1,10 @@
-"""Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the log file.
+"""Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the
+log file.
 
-Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from the run
-that is about to write its checkpoint; it also outlives a killed parent, and it starts only when the flow does. This
-one has a session of its own, ends when the pipe from its parent closes (however the parent ended), and starts while
-other things do.
+Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from
+the run that is about to write its checkpoint; it also outlives a killed parent, and it starts only when the
+flow does. This one has a session of its own, ends when the pipe from its parent closes (however the parent
+ended), and starts while other things do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 import tomllib
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 START_SECONDS = 120  # the very first start also makes Prefect's database
@@ -66,8 +68,8 @@ class EmbeddedServer:
         )
         listener.close()
 
-    def wait(self) -> str:
-        """The API's URL once it answers.
+    def wait(self, stopping: Callable[[], bool] = lambda: False) -> str | None:
+        """The API's URL once it answers; None if `stopping` turned true before.
 
         Raises:
             ConnectionError: it ended or did not answer in time.
@@ -75,10 +77,12 @@ class EmbeddedServer:
         assert self._process is not None, "start() first"
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
+            if stopping():
+                return None
             if self._process.poll() is not None:
                 raise ConnectionError(
-                    f"Prefect's embedded API ended with code {self._process.returncode}; the log file says why. "
-                    "Set PREFECT_API_URL to use a server of your own."
+                    f"Prefect's embedded API ended with code {self._process.returncode}; the log file says "
+                    "why. Set PREFECT_API_URL to use a server of your own."
                 )
             with (
                 contextlib.suppress(OSError),

@@ -1,7 +1,8 @@
 """A recipe: one TOML file that describes a run of the line, from its sources to a registered model.
 
 A stage's table is that stage's own config class, so what a table allows is written once, beside the code
-that reads it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything starts.
+that reads it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything
+starts.
 
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
     extends = "base.toml"    [model] [train]                              pretraining
@@ -16,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.data.filter import FilterConfig
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig
 from cluster.data.sources import Source
 from cluster.data.tokenizer import TokenizerConfig

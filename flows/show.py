@@ -1,7 +1,7 @@
 """What a person sees while the line runs: a bar for the stage at work, a line for each that is done.
 
-On a terminal it is rich's live bar with the rate and the time left; anywhere else (a file, `ray job submit`, CI) plain
-lines at a slow rate. The tables at the end are in flows/closing.py.
+On a terminal it is rich's live bar with the rate and the time left; anywhere else (a file, `ray job
+submit`, CI) plain lines at a slow rate. The tables at the end are in flows/closing.py.
 """
 
 from __future__ import annotations

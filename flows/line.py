@@ -1,0 +1,126 @@
+"""The line as a Prefect flow: from raw text to a registered model, one task a stage.
+
+    sources ─ corpus ─ filter ─ tokenizer ─ pack ─ pretrain ─ evaluate ─ instruct ─ rlhf ─ evaluate ─ release
+
+Each arrow is an artifact in the store (flows/graph.py has them all). The store decides what is to be done:
+a task whose artifact is there ends in the state Cached. Retries are for infrastructure faults alone. Stages
+run in the main thread, so that signals reach them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Completed, State
+
+from cluster.stage import Stopped
+from flows import artifacts
+from flows.faults import is_infrastructure_fault
+from flows.run import Run
+
+RETRY_SECONDS = [5.0, 30.0]
+_current: Run | None = None  # the run of this process, where the command line has opened one
+
+
+def worth_a_retry(_task: Any, _task_run: Any, state: State) -> bool:
+    """Whether a failed stage is tried again."""
+    if _current is None or _current.stop():
+        return False
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_infrastructure_fault(error)
+
+
+@task(
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=worth_a_retry,
+)
+def stage(name: str) -> State:
+    """One step of the line, by name."""
+    run = _current
+    assert run is not None
+    shown = artifacts.progress(run, name)
+    try:
+        outcome = run.execute(name)
+    except Stopped as stopped:
+        return Cancelled(name="Stopped", message=str(stopped))
+    finally:
+        shown.close()
+    artifacts.report(run, name)
+    words = outcome.artifact.manifest.key
+    return Completed(name="Cached", message=words) if outcome.cached else Completed(message=words)
+
+
+@flow(name="tokenmill", persist_result=False, validate_parameters=True)
+def tokenmill(recipe: str = "demo", overrides: list[str] | None = None, until: str | None = None) -> State:
+    """Text to a registered model, as a recipe says.
+
+    Args:
+        recipe: a recipe's path, or the name of one that ships.
+        overrides: `key=value`, as with --set.
+        until: the last stage to run.
+    """
+    if _current is not None:
+        return walk(_current)
+    run = Run.open(recipe, overrides or (), until)
+    with here(run):
+        try:
+            run.start()
+            return walk(run)
+        finally:
+            run.close()
+
+
+def walk(run: Run) -> State:
+    """The steps in order; the first that fails or is stopped ends the line."""
+    for step in run.steps:
+        state = stage.with_options(name=step.name, task_run_name=step.name)(step.name, return_state=True)
+        if state.is_cancelled():
+            run.status = "KILLED"
+            return Cancelled(name="Stopped", message=f"{step.name}: {state.message}")
+        if not state.is_completed():
+            run.status = "FAILED"
+            return state
+    artifacts.closing(run)
+    return Completed(
+        message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached"
+    )
+
+
+class here:
+    """Makes `run` the one that the tasks of this process work on."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __enter__(self) -> Run:
+        global _current
+        _current = self.run
+        return self.run
+
+    def __exit__(self, *_: object) -> None:
+        global _current
+        _current = None
+
+
+def orchestrate(run: Run) -> State:
+    """The flow for a run that is open and started, on the configured Prefect API or on the embedded one."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    url = run.api()
+    if run.stop():
+        run.status = "KILLED"
+        return Cancelled(name="Stopped", message="before the first stage")
+    options = tokenmill.with_options(flow_run_name=run.name)
+    with here(run), temporary_settings({PREFECT_API_URL: url} if url else {}):
+        state = options(run.source, list(run.overrides), run.steps[-1].name, return_state=True)
+        # States and logs travel in the background: let the last ones arrive before the API is ended.
+        EventsWorker.drain_all(timeout=10)
+        APILogWorker.drain_all(timeout=5)
+        return state

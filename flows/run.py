@@ -1,0 +1,258 @@
+"""One run of the line: its recipe, its steps, what is found in the store, and who is told of each step.
+
+    Run.open(recipe) ─▶ run.found: what is there          nothing started yet
+    with run:                                             starts side by side what the missing steps need
+        run.execute(step)   for each step                 finds or makes it; screen and MLflow are told
+    run.outcomes                                          what came of each
+
+flows/line.py calls `execute` from Prefect tasks; with everything cached, and no server to tell, `execute`
+is called without Prefect.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from flows.background import Background
+from flows.prefect_server import EmbeddedServer, configured_api
+from flows.show import Screen, screen
+from flows.stop import StopFlag
+
+if TYPE_CHECKING:
+    from cluster.artifact import Artifact, Artifacts
+    from cluster.session import Session
+    from cluster.stage import Outcome, Stage, Step, Workspace
+    from cluster.tracking import Run as Tracked
+    from cluster.tracking import Tracker
+    from flows.recipe import Recipe
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """See the top of this file. Make it by `open`, or from parts (tests)."""
+
+    name: str
+    steps: list[Step]
+    artifacts: Artifacts
+    session: Session
+    tracker: Tracker
+    stop: StopFlag
+    screen: Screen
+    source: str = ""  # the recipe as it was named
+    recipe: Recipe | None = None
+    overrides: tuple[str, ...] = ()
+    log: Path | None = None
+    found: dict[str, Artifact | None] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    errors: dict[str, BaseException] = field(default_factory=dict)
+    runs: dict[str, Tracked] = field(default_factory=dict)
+    server: EmbeddedServer | None = None
+    background: Background = field(default_factory=Background)
+    begun: float = field(default_factory=time.monotonic)
+    status: str = "FINISHED"
+    listeners: list[Any] = field(default_factory=list)  # called with (step name, done, total, text)
+
+    @classmethod
+    def open(
+        cls,
+        recipe: str | Recipe,
+        overrides: Sequence[str] = (),
+        until: str | None = None,
+        console: Console | None = None,
+        log: Path | None = None,
+    ) -> Run:
+        """Reads the recipe and looks what the store has. Starts nothing.
+
+        Raises:
+            RecipeError, ValueError: a wrong recipe, an unknown stage, a source that isn't there.
+        """
+        from cluster.artifact import Artifacts
+        from cluster.session import Session
+        from cluster.tracking import Tracker, locate
+        from flows import graph
+        from flows.recipe import read_recipe
+
+        source = recipe if isinstance(recipe, str) else recipe.name
+        if isinstance(recipe, str):
+            recipe = read_recipe(recipe, overrides)
+        steps = graph.until(graph.graph(recipe), until)
+        artifacts = Artifacts(recipe.store.url)
+        found = look(steps, artifacts)
+        tracking = recipe.tracking
+        stop = StopFlag()
+        return cls(
+            name=recipe.name,
+            steps=steps,
+            artifacts=artifacts,
+            session=Session(recipe.cluster),
+            tracker=Tracker(
+                locate(recipe.store.url, tracking.uri),
+                tracking.experiment or recipe.name,
+                tracking.system_seconds if tracking.system_metrics and not all(found.values()) else None,
+            ),
+            stop=stop,
+            screen=screen(console or Console(), stop),
+            source=source,
+            recipe=recipe,
+            overrides=tuple(overrides),
+            log=log,
+            found=found,
+        )
+
+    @property
+    def all_cached(self) -> bool:
+        return all(self.found.get(s.name) for s in self.steps)
+
+    @property
+    def needs_ray(self) -> bool:
+        return any(s.stage.uses_ray for s in self.steps if not self.found.get(s.name))
+
+    # -- starting and ending -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin, side by side, what the missing steps need; the imports happen here, one after another.
+
+        (Two threads importing packages that import one another can see them half made.)
+        """
+        if not self.all_cached:
+            if configured_api() is None:
+                self.server = EmbeddedServer()
+                self.server.start()
+            if self.needs_ray:
+                import ray  # noqa: F401
+
+                self.background.start("ray", self.session.ensure)
+            import prefect  # noqa: F401
+
+            from cluster.mlflow_place import import_quietly
+
+            import_quietly()
+        recipe = self.recipe
+        self.runs["line"] = self.tracker.start_line(
+            self.name,
+            recipe.text if recipe else None,
+            recipe_text(recipe) if recipe else "",
+            {"tokenmill.overrides": " ".join(self.overrides)} if self.overrides else None,
+        )
+
+    def api(self) -> str | None:
+        """The embedded Prefect API's URL once it answers; None where the user has a server."""
+        return self.server.wait(self.stop) if self.server else None
+
+    def close(self) -> None:
+        """End what was started. Never raises: the run's own outcome is what counts."""
+        for end in (
+            self.screen.close,
+            lambda: self.tracker.finish(self.status),  # type: ignore[arg-type]
+            lambda: self.session.close(),
+            lambda: self.server.stop() if self.server else None,
+            self.background.close,
+        ):
+            try:
+                end()
+            except Exception:
+                _log.exception("while ending the run")
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def step(self, name: str) -> Step:
+        return next(s for s in self.steps if s.name == name)
+
+    def execute(self, name: str) -> Outcome:
+        """Find or make one step's artifact.
+
+        Raises:
+            Stopped: Ctrl-C; whatever the stage raised otherwise.
+        """
+        from cluster.stage import Stopped, run_step
+
+        step = self.step(name)
+        self.stop.install()
+        if self.stop():
+            raise Stopped(f"{name} was not begun.")
+        self.errors.pop(name, None)
+        self.screen.begin(name)
+        context = {
+            "session": self.session,
+            "begin": self._begin,
+            "recipe": self.name,
+            "tracker": self.tracker,
+        }
+        try:
+            outcome = run_step(
+                step, self.artifacts, progress=self._progress(name), stopping=self.stop, context=context
+            )
+        except BaseException as error:
+            stopped = isinstance(error, Stopped | KeyboardInterrupt)
+            self.errors[name] = error
+            self._finish_tracked(name, "KILLED" if stopped else "FAILED")
+            if not stopped:
+                _log.error("stage %s failed", name, exc_info=True)
+            raise
+        self.outcomes[name] = outcome
+        if outcome.cached:
+            self.runs[name] = self.tracker.stage(
+                name, outcome.artifact.fingerprint, cached=True, summary=outcome.artifact.summary
+            )
+        else:
+            self._finish_tracked(name, "FINISHED", outcome)
+        self.screen.end(name, outcome)
+        return outcome
+
+    def _begin(self, stage: Stage, ws: Workspace) -> None:
+        """Called by a step that has to be made, once it has its workspace."""
+        if stage.uses_ray:
+            self.background.start("ray", self.session.ensure)
+            self.background.wait("ray", self.stop)
+        self._finish_tracked(ws.step, "FAILED")  # an attempt before this one
+        self.runs[ws.step] = self.tracker.stage(
+            ws.step,
+            ws.fingerprint,
+            events_path=ws.out / "events.jsonl",
+            params=config_json(ws.config),
+        )
+        ws.context["run"] = self.runs[ws.step]
+
+    def _progress(self, name: str) -> Any:
+        def progress(done: float, total: float, text: str) -> None:
+            self.screen.progress(done, total, text)
+            for listener in self.listeners:
+                listener(name, done, total, text)
+
+        return progress
+
+    def _finish_tracked(self, name: str, status: Any, outcome: Outcome | None = None) -> None:
+        run = self.runs.get(name)
+        if run is None or not run.open:
+            return
+        run.finish(status, outcome.artifact.summary if outcome else None)
+
+
+def config_json(config: Any) -> dict[str, Any]:
+    return config.model_dump(mode="json") if hasattr(config, "model_dump") else {}
+
+
+def look(steps: Sequence[Step], artifacts: Artifacts) -> dict[str, Artifact | None]:
+    """What the store has of the steps; nothing is started."""
+    from cluster.stage import find
+
+    return {step.name: find(step, artifacts) for step in steps}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe's files as they are, bases first, and the overrides: what a person needs to run it again."""
+    layers = recipe._layers
+    if layers is None:
+        return ""
+    parts = [f"# --- {path.name}\n{path.read_text(encoding='utf-8-sig').strip()}\n" for path in layers.files]
+    parts += [f"# --set {text}\n" for text in layers.overrides]
+    return "\n".join(parts)

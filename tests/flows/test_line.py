@@ -1,0 +1,150 @@
+"""The Prefect flow over fake stages, against a real Prefect API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.stage import Stopped
+
+
+def fine(ws: Any) -> dict:
+    ws.progress(1, 1, "")
+    return {"value": ws.config.value}
+
+
+@pytest.fixture
+def orchestrate(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a run through Prefect and returns (state, {task name: (state name, state type, run count)})."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import line
+
+    monkeypatch.setattr(line.stage, "retry_delay_seconds", [0, 0])
+
+    def go(run: Any) -> Any:
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            run.start()
+            state = line.orchestrate(run)
+            run.close()
+        return state, task_states(prefect_api, state)
+
+    return go
+
+
+def task_states(api: str, state: Any) -> dict[str, tuple[str, str, int]]:
+    flow_run = str(state.state_details.flow_run_id)
+    answer = httpx.post(
+        f"{api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}, timeout=30
+    )
+    return {t["name"]: (t["state"]["name"], t["state"]["type"], t["run_count"]) for t in answer.json()}
+
+
+def test_a_task_ends_completed_where_it_worked_and_cached_where_the_artifact_was_there(
+    make_run: Any, orchestrate: Any
+) -> None:
+    state, tasks = orchestrate(make_run({"corpus": fine, "filter": fine}))
+    assert state.is_completed()
+    assert {n: s[0] for n, s in tasks.items()} == {"corpus": "Completed", "filter": "Completed"}
+
+    run = make_run({"corpus": fine, "filter": fine}, values={"filter": 1})
+    state, tasks = orchestrate(run)
+    assert state.is_completed()
+    assert {n: s[:2] for n, s in tasks.items()} == {
+        "corpus": ("Cached", "COMPLETED"),
+        "filter": ("Completed", "COMPLETED"),
+    }
+    assert run.outcomes["corpus"].cached and not run.outcomes["filter"].cached
+    assert [(t.name, t.cached) for t in run.tracker.runs] == [
+        ("line", False),
+        ("corpus", True),
+        ("filter", False),
+    ]
+
+
+def test_an_infrastructure_fault_is_tried_again_and_a_bad_value_is_not(
+    make_run: Any, orchestrate: Any
+) -> None:
+    tries = {"network": 0, "value": 0}
+
+    def network(ws: Any) -> dict:
+        tries["network"] += 1
+        if tries["network"] < 3:
+            raise ConnectionError("the store is away")
+        return {}
+
+    def value(ws: Any) -> dict:
+        tries["value"] += 1
+        raise ValueError("no such column")
+
+    run = make_run({"corpus": network, "filter": value, "pack": fine})
+    state, tasks = orchestrate(run)
+    assert state.is_failed()
+    assert tries == {"network": 3, "value": 1}
+    assert tasks["corpus"] == ("Completed", "COMPLETED", 3)
+    assert tasks["filter"][1] == "FAILED"
+    assert "pack" not in tasks  # the line ends at its first failure
+    assert isinstance(run.errors["filter"], ValueError) and "corpus" not in run.errors
+    assert run.tracker.status == "FAILED"
+    assert [t.status for t in run.tracker.runs if t.name == "corpus"] == ["FAILED", "FAILED", "FINISHED"]
+
+
+def test_a_stopped_stage_ends_the_line_cancelled_and_is_not_retried(make_run: Any, orchestrate: Any) -> None:
+    tries = []
+
+    def stopped(ws: Any) -> dict:
+        tries.append(1)
+        run.stop.signal = 2
+        if ws.stopping():
+            raise Stopped("at step 7, with a checkpoint")
+        return {}
+
+    run = make_run({"corpus": fine, "filter": stopped, "pack": fine})
+    state, tasks = orchestrate(run)
+    assert (state.name, state.type.value) == ("Stopped", "CANCELLED")
+    assert "step 7" in state.message
+    assert len(tries) == 1
+    assert tasks["filter"][:2] == ("Stopped", "CANCELLED")
+    assert run.tracker.status == "KILLED"
+
+
+def test_a_connection_fault_after_ctrl_c_is_not_retried(make_run: Any, orchestrate: Any) -> None:
+    tries = []
+
+    def fails(ws: Any) -> dict:
+        tries.append(1)
+        run.stop.signal = 2
+        raise ConnectionError("Ray is gone")
+
+    run = make_run({"corpus": fails})
+    orchestrate(run)
+    assert len(tries) == 1
+
+
+def test_the_ui_gets_a_data_report_a_stage_table_and_the_way_to_mlflow(
+    make_run: Any, orchestrate: Any, prefect_api: str
+) -> None:
+    def corpus(ws: Any) -> dict:
+        return {"documents": 12, "bytes": 3400, "quarantined": {"broken utf-8": 2, "empty": 1}}
+
+    def evaluation(ws: Any) -> dict:
+        return {"bpb": 1.5, "bpb/prose": 1.25}
+
+    orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}))
+    found = httpx.post(f"{prefect_api}/artifacts/filter", json={}, timeout=30).json()
+    shown = {a["key"]: a for a in found}
+    assert "| broken utf-8 | 2 |" in shown["fake-corpus-report"]["data"]
+    assert "bpb/prose" in str(shown["fake-evaluation-metrics"]["data"])
+    assert "http://127.0.0.1/#/runs/" in shown["fake-mlflow-run"]["data"]
+    assert shown["fake-stages"]["type"] == "table"
+
+
+def test_the_flows_parameters_are_flat(prefect_api: str) -> None:
+    from flows.line import tokenmill
+
+    properties = tokenmill.parameters.model_dump()["properties"]
+    assert set(properties) == {"recipe", "overrides", "until"}
+    assert properties["recipe"]["default"] == "demo"
