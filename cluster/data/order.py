@@ -135,7 +135,7 @@ class Mixture:
         self.seed, self.block = seed, block
         weights = {s: float(rows[s]) for s in self.sources} if weights is None else weights
         _check(rows, weights)
-        self.weights = np.array([weights[s] for s in self.sources])
+        self.weights = np.array([weights[s] for s in self.sources], dtype=np.float64)
         self.weights /= self.weights.sum()
         self.counts = largest_remainder(self.weights, block)
         lost = [s for s, w, c in zip(self.sources, self.weights, self.counts, strict=True) if w > 0 and not c]
