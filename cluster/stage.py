@@ -186,35 +186,49 @@ def run_step(
         Stopped: `stopping` turned true and the stage ended with a checkpoint.
     """
     begun = time.perf_counter()
-    context = {} if context is None else context
-    found = None if force else find(step, artifacts)
-    if found:
-        return Outcome(found, True, time.perf_counter() - begun)
+    if not force:
+        found = find(step, artifacts)
+        if found:
+            return Outcome(found, True, time.perf_counter() - begun)
+    wiring = (progress, stopping, {} if context is None else context)
+    for last in (False, True):
+        inputs = {role: _input(source, artifacts, wiring) for role, source in step.inputs.items()}
+        try:
+            artifact = _make(step, inputs, artifacts, wiring, force)
+            return Outcome(artifact, False, time.perf_counter() - begun)
+        except Corrupt:  # an input, found out by a reader, who has set it aside: made again, once
+            if last:
+                raise
+    raise AssertionError("unreachable: the last round returns or raises")
 
-    inputs = {
-        role: _input(source, artifacts, progress, stopping, context) for role, source in step.inputs.items()
-    }
+
+Wiring = tuple[Progress, Callable[[], bool], RunContext]
+
+
+def _make(
+    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, force: bool
+) -> Artifact:
     mark = fingerprint(step)
     checkpoints = artifacts.checkpoints(mark)
     if force:
         checkpoints.clear()  # from the start, not from where an earlier run had come
+    progress, stopping, context = wiring
     with build_folder(artifacts.store, mark) as out:
-        started = time.perf_counter()
-        summary = step.stage.run(
-            Workspace(
-                step=step.name,
-                fingerprint=mark,
-                config=step.config,
-                inputs=inputs,
-                out=out,
-                artifacts=artifacts,
-                checkpoints=checkpoints,
-                events=EventLog(out / EVENTS),
-                progress=progress,
-                stopping=stopping,
-                context=context,
-            )
+        workspace = Workspace(
+            step=step.name,
+            fingerprint=mark,
+            config=step.config,
+            inputs=inputs,
+            out=out,
+            artifacts=artifacts,
+            checkpoints=checkpoints,
+            events=EventLog(out / EVENTS),
+            progress=progress,
+            stopping=stopping,
+            context=context,
         )
+        started = time.perf_counter()
+        summary = step.stage.run(workspace)
         wall = time.perf_counter() - started
         if not isinstance(summary, dict):
             raise TypeError(
@@ -236,23 +250,22 @@ def run_step(
             wall_seconds=round(wall, 3),
             device_seconds=round(wall * float(summary.get("devices", 1)), 3),
         )
-        stale = artifacts.manifest(step.stage.kind, mark)
-        if stale and (force or find(step, artifacts) is None):
-            artifacts.set_aside(
-                step.stage.kind, mark, "it was made again by force" if force else "it no longer holds"
-            )
+        if artifacts.manifest(step.stage.kind, mark) and (force or find(step, artifacts) is None):
+            reason = "it was made again by force" if force else "it no longer holds"
+            artifacts.set_aside(step.stage.kind, mark, reason)
         artifact = artifacts.publish(manifest, out)
-    checkpoints.clear()
-    return Outcome(artifact, False, time.perf_counter() - begun)
+        checkpoints.clear()
+    return artifact
 
 
-def _input(
-    step: Step, artifacts: Artifacts, progress: Progress, stopping: Callable[[], bool], context: RunContext
-) -> Artifact:
-    """The input's artifact, on this machine and checked; made (again) where it isn't there or is damaged."""
+def _input(step: Step, artifacts: Artifacts, wiring: Wiring) -> Artifact:
+    """The input's artifact, made (again) where it isn't there or is damaged."""
+    progress, stopping, context = wiring
     for _ in range(2):
         artifact = run_step(step, artifacts, progress=progress, stopping=stopping, context=context).artifact
-        with contextlib.suppress(Corrupt):  # it has been set aside: the next round makes it
+        if artifacts.store.folder(artifact.kind) is None:
+            return artifact  # S3: checked by whoever downloads it, which need not be this machine
+        with contextlib.suppress(Corrupt):  # set aside: the next round makes it
             artifact.path()
             return artifact
     raise Corrupt(

@@ -26,23 +26,37 @@ def build_folder(store: Store, fingerprint: str) -> Iterator[Path]:
     """An empty folder to build in. Left as it is when the work fails, so that its events can still be sent
     and its files looked at; the next run of the same work removes it."""
     work = _work_folder(store, fingerprint)
-    work.mkdir(parents=True, exist_ok=True)
     remove_dead(work)
-    name = f"out-{os.getpid()}-{secrets.token_hex(3)}"
-    lock = work / f"{name}.lock"
-    descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    folder, descriptor = _claim(work)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        lock.touch()  # a clearing neighbour may have taken it for a dead one's between the two calls
-        folder = work / name
-        folder.mkdir()
         yield folder
-        if not folder.exists():
-            lock.unlink(missing_ok=True)
+        if not folder.exists():  # published
+            folder.with_suffix(".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                work.rmdir()  # only where nothing else is in it
+                work.rmdir()  # unless something else is in it
     finally:
         os.close(descriptor)
+
+
+def _claim(work: Path) -> tuple[Path, int]:
+    """A new folder in `work`, and the descriptor that holds its lock."""
+    while True:
+        folder = work / f"out-{os.getpid()}-{secrets.token_hex(3)}"
+        lock = folder.with_suffix(".lock")
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # a neighbour has just removed `work`, or the lock: again
+            work.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                    folder.mkdir()
+                    return folder, descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
 
 def remove_dead(work: Path) -> None:

@@ -201,6 +201,10 @@ def _rename_folder(folder: Path, target: Path) -> None:
     try:
         folder.rename(target)
         return
+    except FileNotFoundError:  # an empty parent was cleared away meanwhile
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        return
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

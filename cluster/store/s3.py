@@ -94,9 +94,11 @@ class S3Store:
         return ask(f"read {self.url}/{key}", lambda: client().get_object(**self._where(key))["Body"].read())
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        if if_absent and self.stat(key) is not None:
-            return False  # asked first for the sake of servers that ignore the condition
+        condition: dict[str, Any] = {}
+        if if_absent:
+            condition = {"IfNoneMatch": "*"} if conditional(self.url) else {}
+            if self.stat(key) is not None:
+                return False  # asked also for the sake of servers that ignore the condition
 
         def refused(error: Exception) -> bool:
             return if_absent and status(error) == 412
@@ -221,7 +223,6 @@ class S3Store:
     def commit(self, folder: Path, key: str, manifest: Callable[[str], bytes]) -> bool:
         if self.stat(join(key, MANIFEST)):
             return False
-        conditional(self.url)
         names = files_in(folder)
         for _ in range(3):
             nonce = secrets.token_hex(8)
@@ -304,7 +305,7 @@ def conditional(url: str) -> bool:
     except ClientError as error:
         honoured = status(error) == 412
     finally:
-        _ignoring_absent(lambda: client().delete_object(**where))
+        ask(f"delete in {url}", lambda: _ignoring_absent(lambda: client().delete_object(**where)))
     if not honoured:
         _log.warning(
             "The server of %s ignores If-None-Match. Artifacts stay whole; two runs that make the same one "
