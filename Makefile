@@ -23,7 +23,7 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 
 bench-train: .venv/.installed     ## tokens/s inside a Ray Train worker against the same model in a bare torch loop
-	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m tests.benchmarks.train
 
 lock: .venv/.installed-dev        ## rewrite constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' > constraints.txt

@@ -18,7 +18,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.stage import Stage, Workspace, digest_source
+from cluster.data import examples
+from cluster.data.parallel import unwrap
+from cluster.evaluate_tasks import sample, score_task
+from cluster.stage import Stage, Workspace
 
 
 class TaskConfig(BaseModel):
@@ -47,7 +50,7 @@ class EvaluateConfig(BaseModel):
 
 
 def external(config: EvaluateConfig) -> dict[str, str]:
-    return {f"task:{task.name}": digest_source(task.data) for task in config.tasks}
+    return {f"task:{task.name}": examples.digest(task.data) for task in config.tasks}
 
 
 def run_evaluate(ws: Workspace) -> dict:
@@ -71,7 +74,7 @@ def run_evaluate(ws: Workspace) -> dict:
     while pending:
         done, _ = ray.wait(list(pending), timeout=0.5)
         for ref in done:
-            kind, result = pending.pop(ref), ray.get(ref)
+            kind, result = pending.pop(ref), unwrap(ref)
             if kind == "bpb":
                 scores.append(result)
             elif kind == "task":
@@ -109,7 +112,7 @@ def score_source(model: Any, tokens: Any, source: str, config: EvaluateConfig) -
     from cluster.data.rows import TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.checkpoint import load_model
-    from model.generate.engine import token_logprobs
+    from model.objectives.next_token import Batch, next_token
 
     torch.set_num_threads(1)
     decoder = load_model(model.path())
@@ -118,20 +121,18 @@ def score_source(model: Any, tokens: Any, source: str, config: EvaluateConfig) -
     counts = rows.unigram_counts(tokenizer.vocab_size).astype(np.float64) + 1.0
     unigram = np.log(counts / counts.sum())
     nats = unigram_nats = 0.0
-    n_bytes = n_tokens = 0
-    text: list[bytes] = []
-    for batch in rows.validation(source, max_bytes=int(config.validation_mb * 2**20)):
-        logprobs, valid = token_logprobs(
-            decoder, *(torch.from_numpy(a) for a in (batch.tokens, batch.targets, batch.positions))
-        )
-        nats -= float(logprobs[valid].double().sum())
-        targets = batch.targets[batch.targets >= 0]
-        unigram_nats -= float(unigram[targets].sum())
-        n_tokens += len(targets)
-    for document in rows.validation_documents(source, max_bytes=int(config.validation_mb * 2**20)):
-        body = tokenizer.decode(document.tolist()).encode()
-        n_bytes += len(body)
-        text.append(body)
+    n_tokens = 0
+    limit = int(config.validation_mb * 2**20)
+    with torch.no_grad():
+        for arrays in rows.validation(source, max_bytes=limit):
+            batch = Batch(*(torch.from_numpy(a) for a in arrays))
+            nats += float(next_token(decoder, batch)[0])
+            targets = arrays.targets[arrays.targets >= 0]
+            unigram_nats -= float(unigram[targets].sum())
+            n_tokens += len(targets)
+    documents = rows.validation_documents(source, max_bytes=limit)
+    text = b"".join(tokenizer.decode(ids.tolist()).encode() for ids in documents)
+    n_bytes = len(text)
     bits = 1 / (math.log(2) * max(n_bytes, 1))
     return {
         "source": source,
@@ -139,5 +140,18 @@ def score_source(model: Any, tokens: Any, source: str, config: EvaluateConfig) -
         "tokens": n_tokens,
         "bpb": nats * bits,
         "unigram_bpb": unigram_nats * bits,
-        "gzip_bpb": 8 * len(gzip.compress(b"".join(text), 9)) / max(n_bytes, 1),
+        "gzip_bpb": 8 * len(gzip.compress(text, 9)) / max(n_bytes, 1),
     }
+
+
+def bpb_figure(ws: Workspace, scores: list[dict]) -> None:
+    names = [score["source"] for score in scores]
+    series = [
+        {"name": label, "x": names, "y": [score[key] for score in scores]}
+        for key, label in (("bpb", "model"), ("gzip_bpb", "gzip -9"), ("unigram_bpb", "unigram"))
+    ]
+    spec = {"title": f"{ws.step}: bits per byte, held out", "x_label": "source", "y_label": "bits per byte"}
+    ws.events.figure(f"{ws.step}_bits_per_byte", {**spec, "kind": "bar", "series": series})
+
+
+STAGE = Stage(name="evaluate", kind="evaluation", version=1, config=EvaluateConfig, run=run_evaluate, external=external)

@@ -13,6 +13,7 @@ training step. A checkpoint carries the events so far, so what a killed run leav
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -79,15 +80,19 @@ class Worker:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.post({"type": "metrics", "step": step, "values": values})
 
-    def flush(self, wait: bool = False) -> None:
+    def tell(self, message: dict) -> None:
+        """A message for the driver alone, which has it when this returns."""
         import ray
 
-        if self.rank != 0:
-            return
-        self._asked, self._unsent = self.board.post.remote(self._unsent), []
-        self._sent_at = time.monotonic()
-        if wait:
-            self._stop = ray.get(self._asked)
+        if self.rank == 0:
+            self._unsent.append(message)
+            self.flush()
+            ray.get(self._asked)
+
+    def flush(self) -> None:
+        if self.rank == 0:
+            self._asked, self._unsent = self.board.post.remote(self._unsent), []
+            self._sent_at = time.monotonic()
 
     def stopping(self) -> bool:
         """Whether the driver wants a stop, as last heard; never waits. Other ranks follow rank 0 in the trainer."""
@@ -115,9 +120,25 @@ class Worker:
             dist.all_gather_object(steps, found[0] if found else None)
             if len(set(steps)) > 1:
                 raise RuntimeError(f"The workers see different newest checkpoints, steps {steps}: is the store shared?")
-        if found and self.rank == 0:
+        if found and self.rank == 0 and not self.events:
             self.events = _read(found[1] / EVENTS)
         return found
+
+    def recall(self, step: int) -> dict[str, float]:
+        """What rank 0 has already put on the curve at `step`; nothing on the other ranks."""
+        points = [e["values"] for e in self.events if e["type"] == "metrics" and e["step"] == step]
+        return {name: value for point in points for name, value in point.items()}
+
+    def mean(self, sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+        """Means over all ranks from each rank's (sum, count) of the same names. Every rank must call it."""
+        import torch
+        import torch.distributed as dist
+
+        table = torch.tensor(list(sums.values()), dtype=torch.float64)
+        if self.world_size > 1:
+            table = table.to(self.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(table)
+        return {name: total / max(count, 1.0) for name, (total, count) in zip(sums, table.tolist(), strict=True)}
 
     def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> None:
         """Publish what `write(folder)` writes as the checkpoint of `step`. Rank 0 only; the others return."""
@@ -160,7 +181,7 @@ def fit(
 
     session = ws.context["session"].ensure()
     workers, use_gpu, cpus = session.workers()
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     log = ws.out / EVENTS
     found = ws.checkpoints.latest()
     log.write_bytes((found[1] / EVENTS).read_bytes() if found else b"")
@@ -204,6 +225,13 @@ def fit(
                 if event["type"] == "result":
                     result = event["value"]
                     continue
+                if event["type"] == "error":
+                    failure.insert(0, ValueError(event["value"]))
+                    continue
+                if event["type"] == "start":  # workers were restarted: the curve goes on from their checkpoint
+                    _keep_lines(log, event["events"])
+                    file.seek(0, 2)
+                    continue
                 file.write(json.dumps(event) + "\n")
                 if on_event:
                     on_event(event)
@@ -239,10 +267,21 @@ def _work(config: dict) -> None:
         fingerprint=config["fingerprint"],
         board=config["board"],
     )
-    result = config["task"](worker, config["payload"])
-    if worker.rank == 0:
-        worker._unsent.append({"type": "result", "value": result})
-    worker.flush(wait=True)
+    worker.resume()
+    worker.tell({"type": "start", "events": len(worker.events)})
+    try:
+        result = config["task"](worker, config["payload"])
+    except ValueError as error:  # the user's to mend: restarting the workers would only repeat it
+        if worker.rank == 0:
+            worker.tell({"type": "error", "value": str(error)})
+        return
+    worker.tell({"type": "result", "value": result})
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    if len(lines) > count:
+        os.truncate(path, sum(map(len, lines[:count])))
 
 
 def _plain(error: BaseException) -> BaseException:

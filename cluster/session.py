@@ -58,7 +58,7 @@ class Session:
     """
 
     def __init__(self, config: ClusterConfig | None = None, log_dir: Path | None = None):
-        self.config = config or ClusterConfig()
+        self.config = config or ClusterConfig.model_validate({})
         self.log_dir = log_dir
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.fit import EVENTS, Worker, fit
 from cluster.stage import Stage, Workspace
-from model.config import ModelConfig
-from model.trainer import TrainConfig
+from model.config import ModelConfig, TrainConfig
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -104,7 +103,6 @@ def run_trainer(
     def save(step: int, write: Callable[[Path], None]) -> None:
         worker.save(step, write)
 
-    options = {"objective": objective} if objective else {}
     result = trainer.train(
         model,
         batches,
@@ -115,7 +113,7 @@ def run_trainer(
         on_step=on_step,
         save=save,
         resume=found[1] if found else None,
-        **options,
+        objective=objective,
     )
     if result.stopped:
         return {"stopped": result.step}
@@ -184,11 +182,6 @@ def progress(ws: Workspace, steps: int) -> Callable[[dict], None]:
         ws.progress(event["step"], steps, text)
 
     return listen
-
-
-def describe(config: TrainConfig) -> dict:
-    """The training's settings as plain JSON, for a summary."""
-    return asdict(config)
 
 
 PRETRAIN = Stage(name="pretrain", kind="model", version=1, config=PretrainConfig, run=run_pretrain)

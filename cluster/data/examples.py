@@ -14,11 +14,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.data import generated
-from cluster.data.chat import check_messages
+from cluster.data.chat import check_messages, render_prompt
 from cluster.data.rewards import check_task
+
+if TYPE_CHECKING:
+    from cluster.data.tokenizer import Tokenizer
 
 MAX_LINE = 16 << 20  # bytes
 Example = dict[str, Any]
@@ -43,6 +46,22 @@ def read_choices(urls: str | Iterable[str], limit: int | None = None) -> list[Ex
 def read_preferences(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
     """Preference pairs, see `read_chat`."""
     return _read(urls, limit, _preference, generated.preferences)
+
+
+def digest(url: str) -> str:
+    """What is behind an address now; it changes when any of its examples can."""
+    if url.startswith(generated.SCHEME):
+        return generated.digest(url)
+    from cluster.store.source import digest_source
+
+    return digest_source(url)
+
+
+def prompt_ids(tokenizer: Tokenizer, example: Mapping) -> list[int]:
+    """The ids after which a task's answer or a choice begins: the conversation's, or the plain prompt's."""
+    if "messages" in example:
+        return render_prompt(tokenizer, example["messages"])
+    return tokenizer.encode(example["prompt"], bos=True)
 
 
 def _read(
@@ -117,16 +136,10 @@ def _task(example: Mapping) -> None:
 def _choice(example: Mapping) -> None:
     _asked(example)
     choices, answer = example.get("choices"), example.get("answer")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(c, str) and c for c in choices)
-    ):
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError('"choices" must be a list of at least two strings.')
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(
-            f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.'
-        )
+        raise ValueError(f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.')
 
 
 def _preference(example: Mapping) -> None:
