@@ -154,7 +154,7 @@ def _cut(table: pa.Table, source: Source, tally: _Tally) -> pa.Table:
     import numpy as np
     import pyarrow.compute as pc
 
-    sizes = pc.binary_length(table.column("text")).to_pylist()
+    sizes = pc.binary_length(table.column("text")).to_pylist()  # type: ignore
     places = np.flatnonzero([size is not None for size in sizes])
     kept = tally.room(source, [size for size in sizes if size is not None])
     return table if kept == len(places) else table.slice(0, int(places[kept]))
@@ -164,13 +164,13 @@ def _split(table: pa.Table, tallies: dict[str, _Tally], quarantine: Any) -> pa.T
     """Count a table's rows, write its bad records to the quarantine, and return its documents."""
     import pyarrow.compute as pc
 
-    good = pc.is_null(table.column("reason"))
+    good = pc.is_null(table.column("reason"))  # type: ignore
     documents = table.filter(good)
-    sizes = pc.binary_length(documents.column("text")).to_pylist()
+    sizes = pc.binary_length(documents.column("text")).to_pylist()  # type: ignore
     for source, size in zip(documents.column("source").to_pylist(), sizes, strict=True):
         tallies[source].documents += 1
         tallies[source].bytes += size
-    bad = table.filter(pc.invert(good)).select(["source", "where", "reason", "excerpt"])
+    bad = table.filter(pc.invert(good)).select(["source", "where", "reason", "excerpt"])  # type: ignore
     for row in bad.to_pylist():
         tally = tallies[row["source"]]
         tally.quarantined[row["reason"]] += 1

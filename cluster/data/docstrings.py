@@ -1,8 +1,8 @@
 """Python sources read through `ast`: their documentation as prose, and their functions' signatures.
 
-    # json.decoder                                    one heading a module, class, function;
-    ## JSONDecoder(object_hook=None, …)               its signature as one would call it,
-    ### JSONDecoder.decode(self, s)                   and its docstring (PEP 257) below
+    Module json.decoder                         one heading a module, class, function, with its signature;
+    Class JSONDecoder(object)                   below it, its docstring (PEP 257)
+    Method JSONDecoder.decode(self, s)
 
 Nothing is imported or executed.
 """
@@ -56,12 +56,12 @@ def prose(text: str, module: str) -> Iterator[tuple[str, str]]:
     tree = tree_of(text)
     if tree is None:
         return
-    head = [f"# {module}"]
+    head = [f"Module {module}"]
     if top := ast.get_docstring(tree):
         head.append(top)
     sections: list[tuple[str, str]] = []  # (class name or "", section)
     for node in _definitions(tree.body):
-        body = "\n\n".join(_sections(node, "", 2))
+        body = "\n\n".join(_sections(node, ""))
         if body:
             sections.append((node.name if isinstance(node, ast.ClassDef) else "", body))
     if len(head) == 1 and not sections:
@@ -75,17 +75,18 @@ def prose(text: str, module: str) -> Iterator[tuple[str, str]]:
         if name:  # a name may be defined again, in an `else`
             seen[name] = seen.get(name, 0) + 1
             suffix = f":{name}" if seen[name] == 1 else f":{name}~{seen[name]}"
-            yield suffix, f"# {module}\n\n{section}\n"
+            yield suffix, f"Module {module}\n\n{section}\n"
 
 
-def _sections(node: _Scope, prefix: str, level: int) -> Iterator[str]:
+def _sections(node: _Scope, prefix: str) -> Iterator[str]:
     name = f"{prefix}{node.name}"
     doc = ast.get_docstring(node)
     if doc:
-        yield f"{'#' * level} {name}{signature(node)}\n\n{doc}"
+        what = "Class" if isinstance(node, ast.ClassDef) else "Method" if prefix else "Function"
+        yield f"{what} {name}{signature(node)}\n\n{doc}"
     if isinstance(node, ast.ClassDef):
         for child in _definitions(node.body):
-            yield from _sections(child, name + ".", min(level + 1, 4))
+            yield from _sections(child, name + ".")
 
 
 def _definitions(body: Iterable[ast.stmt]) -> Iterator[_Scope]:

@@ -59,7 +59,7 @@ class ShardWriter:
         import pyarrow.compute as pc
 
         table = table.select(self.schema.names).cast(self.schema)
-        sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)  # type: ignore[union-attr]
+        sizes = pc.binary_length(table.column("text")).to_numpy().astype(np.int64)  # type: ignore
         self.documents += table.num_rows
         self.bytes += int(sizes.sum())
         start = 0
