@@ -62,6 +62,7 @@ def generate(
         raise ValueError(
             f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each, or a single number"
         )
+    _check(model, prompts)
     completions = [Completion() for _ in prompts]
     # Rows of like length share a batch, so that little of the prefill is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -91,6 +92,7 @@ def stream(
     seed: int = 0,
 ) -> Iterator[Token]:
     """The tokens of one completion as they are drawn; a stop token that ends it comes last."""
+    _check(model, [prompt])
     for _, tokens, logprobs, sampled in _decode(model, [prompt], max_new_tokens, sampling, stop_ids, [seed]):
         yield Token(tokens[0], logprobs[0], sampled[0])
 
@@ -108,7 +110,7 @@ def _decode(
     seeds: Sequence[int],
 ) -> Iterator[_Step]:
     """For each step: rows still active, their new tokens and both log-probabilities."""
-    limit = _check(model, prompts)
+    limit = model.config.max_seq_len
     if not prompts or max_new_tokens < 1:
         return
     device = model.embedding.weight.device
@@ -150,8 +152,8 @@ def _decode(
         last = hidden[:, -1]
 
 
-def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> int:
-    """The most tokens a row may have; ValueError if a prompt can't be continued."""
+def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+    """ValueError if a prompt can't be continued."""
     limit = model.config.max_seq_len
     for row, prompt in enumerate(prompts):
         if not len(prompt):
@@ -166,7 +168,6 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> int:
             raise ValueError(
                 f"prompt {row} has a token outside the vocabulary (0 to {model.config.vocab_size - 1})"
             )
-    return limit
 
 
 def _seen(tokens_BT: Tensor, lengths_B: Tensor, vocab_size: int) -> Tensor:

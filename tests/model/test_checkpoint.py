@@ -1,0 +1,37 @@
+"""Models on disk."""
+
+import json
+
+import pytest
+import torch
+from small_models import SHAPES, lively, random_tokens
+
+from model.checkpoint import load_model, save_model
+
+
+def test_save_then_load_gives_the_same_bits(model, tmp_path):
+    save_model(model, tmp_path / "new" / "folder")
+    loaded = load_model(tmp_path / "new" / "folder")
+    assert loaded.config == model.config
+    a, b = model.state_dict(), loaded.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    tokens = random_tokens(2, 9)
+    assert torch.equal(model(tokens)[0], loaded(tokens)[0])
+
+
+def test_weights_that_don_t_fit_are_named(tmp_path):
+    save_model(lively(SHAPES["llama"]), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"qk_norm": True, "d_ff": 64}))
+    with pytest.raises(
+        ValueError, match=r"feed_forward.w_in.weight: the config says \(128, 32\), the file has"
+    ):
+        load_model(tmp_path)
+
+
+def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path):
+    save_model(lively(SHAPES["llama"]), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
+    with pytest.raises(ValueError, match=r"n_layer.*did you mean 'n_layers'"):
+        load_model(tmp_path)

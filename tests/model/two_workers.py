@@ -1,0 +1,54 @@
+"""One rank of a data-parallel run over gloo, for test_trainer.py: importable by a spawned process."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from model.config import ModelConfig, TrainConfig
+from model.decoder import Decoder
+from model.objectives.next_token import IGNORE
+from model.trainer import Batch, train
+
+ROWS = 4
+ARGUMENTS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+
+
+def global_batch(step: int) -> Batch:
+    """Rows with very uneven numbers of valid targets, so that a mean of ranks' means would differ."""
+    tokens = torch.randint(0, 97, (ROWS, 17), generator=torch.Generator().manual_seed(step))
+    targets = tokens[:, 1:].clone()
+    targets[: ROWS // 2, 2:] = IGNORE
+    return Batch(tokens[:, :-1], targets, torch.arange(16).expand(ROWS, 16))
+
+
+def run_rank(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    model = Decoder(ModelConfig(**ARGUMENTS)).init_weights(0)
+    losses: list[float] = []
+    saved: list[int] = []
+    half = ROWS // world_size
+
+    def on_step(report) -> bool:
+        losses.append(report.loss)
+        return rank == 1 and report.step == 4
+
+    def save(step, write) -> None:
+        saved.append(step)
+        if rank == 0:
+            write(Path(folder) / "checkpoint")
+
+    result = train(
+        model,
+        lambda step: Batch(*(part[rank * half : (rank + 1) * half] for part in global_batch(step))),
+        TrainConfig(steps=9, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0),
+        rank=rank,
+        world_size=world_size,
+        on_step=on_step,
+        save=save,
+    )
+    values = {"loss": losses, "saved": saved, "step": result.step, "stopped": result.stopped}
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(values))
+    dist.destroy_process_group()
