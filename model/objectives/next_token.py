@@ -51,6 +51,8 @@ def cross_entropy(
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND = hidden_ND.to(dtype)
+    if not torch.is_grad_enabled():  # inside the function the grad mode is always off
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     loss = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, z_loss)
     return loss, (targets_N != IGNORE).sum()  # type: ignore[return-value]
 
