@@ -186,9 +186,7 @@ def _check_source(source: Source, tally: _Tally) -> None:
     hint = ""
     if tally.quarantined.keys() & {"missing_text", "not_text"}:
         hint = f" Its text_field is {source.text_field!r}: set it to the field that holds the text."
-    found = (
-        f"all its records were quarantined ({counts}; first {tally.first_bad})" if counts else "it is empty"
-    )
+    found = f"all its records were quarantined ({counts}; first {tally.first_bad})" if counts else "it is empty"
     raise ValueError(f"Source {source.name!r} ({source.path}) gives no document: {found}.{hint}")
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cluster.data.words import U64, WORD, Words, batches, mix
 
 NEVER = np.uint32(0xFFFFFFFF)
+WORDLESS = np.uint64(0)  # the band key of texts without words: they are no copies of each other
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class MinHash:
         keys = np.zeros(rows.shape[:2], np.uint64)
         for row in range(self.rows):
             keys = mix(keys + rows[:, :, row] + np.uint64(row + 1))
+        keys[(signatures == NEVER).all(axis=1)] = WORDLESS
         return keys
 
 
@@ -83,9 +85,7 @@ def shingles(texts: list[str], ngram: int) -> tuple[U64, NDArray[np.int64]]:
         place = words.hashes * np.uint64(2) + np.uint64(1)
         order = np.arange(len(words)) - words.first[words.document]
         weighted = mix(place + order.astype(np.uint64))
-        whole = mix(
-            np.array([weighted[s : s + words.counts[d]].sum() for s, d in zip(starts, short, strict=True)])
-        )
+        whole = mix(np.array([weighted[s : s + words.counts[d]].sum() for s, d in zip(starts, short, strict=True)]))
         values = np.concatenate([values, whole])
         order = np.argsort(np.concatenate([words.document[at], short]), kind="stable")
         values = values[order]
@@ -157,12 +157,10 @@ def find_duplicates(
     Returns:
         (n,) index of the document that stays (its own, if it does), and (n,) where it is an exact duplicate.
     """
-    rank = np.argsort(
-        np.array(ids, dtype=object), kind="stable"
-    )  # by code points, as Python compares strings
+    rank = np.argsort(np.array(ids, dtype=object), kind="stable")  # by code points, as Python compares strings
     place = np.empty(len(ids), np.int64)
     place[rank] = np.arange(len(ids))
-    pairs = np.ascontiguousarray(digests[rank]).view([("high", np.uint64), ("low", np.uint64)])[:, 0]
+    pairs = np.ascontiguousarray(digests[rank]).view("S16")[:, 0]  # equal as 16 bytes, NULs too: all have one length
     exact = np.arange(len(ids))
     for one, two in candidates(pairs).tolist():
         exact[two] = one
@@ -173,7 +171,8 @@ def find_duplicates(
             clusters.union(one, two)
         ordered = keys[rank]
         for band in range(keys.shape[1]):
-            for one, two in candidates(ordered[:, band]).tolist():
+            worded = np.flatnonzero(ordered[:, band] != WORDLESS)
+            for one, two in worded[candidates(ordered[worded, band])].tolist():
                 clusters.union(one, two)
         roots = clusters.roots()
     is_exact = exact != np.arange(len(ids))

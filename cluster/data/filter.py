@@ -38,13 +38,13 @@ class DedupConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    exact: bool = Field(True, description="drop documents whose text is the same")
-    near: bool = Field(True, description="drop documents that MinHash-LSH takes for near copies")
-    bands: int = Field(14, ge=1, le=512, description="more: finds less similar pairs")
+    exact: bool = Field(default=True, description="drop documents whose text is the same")
+    near: bool = Field(default=True, description="drop documents that MinHash-LSH takes for near copies")
+    bands: int = Field(default=14, ge=1, le=512, description="more: finds less similar pairs")
     rows: int = Field(
-        8, ge=1, le=64, description="more: asks for more similarity; threshold about (1/bands)^(1/rows)"
+        default=8, ge=1, le=64, description="more: asks for more similarity; threshold about (1/bands)^(1/rows)"
     )
-    ngram: int = Field(5, ge=1, le=32, description="words in a shingle")
+    ngram: int = Field(default=5, ge=1, le=32, description="words in a shingle")
 
 
 class FilterConfig(BaseModel):
@@ -247,19 +247,14 @@ class _Tally:
         reasons = ["exact_duplicate" if exact[i] else "near_duplicate" for i in places]
         self._remove(copies, reasons, [ids[int(stays[i])] for i in places])
         kept = table.filter(own)
-        for source, text in zip(
-            kept.column("source").to_pylist(), kept.column("text").to_pylist(), strict=True
-        ):
+        for source, text in zip(kept.column("source").to_pylist(), kept.column("text").to_pylist(), strict=True):
             count = self.kept.setdefault(source, [0, 0])
             count[0] += 1
             count[1] += len(text.encode())
         return kept
 
     def reasons(self) -> str:
-        return (
-            ", ".join(f"{n:,} {why}" for why, n in Counter(self.removed["reason"]).most_common(5))
-            or "none came in"
-        )
+        return ", ".join(f"{n:,} {why}" for why, n in Counter(self.removed["reason"]).most_common(5)) or "none came in"
 
     def write(self, path: Path) -> None:
         import pyarrow as pa
@@ -280,9 +275,7 @@ class _Tally:
             for source, (documents, size) in self.kept.items()
         }
         events = workspace.events
-        events.table(
-            "removed", ["source", "reason", "documents"], [[s, r, n] for (s, r), n in sorted(by.items())]
-        )
+        events.table("removed", ["source", "reason", "documents"], [[s, r, n] for (s, r), n in sorted(by.items())])
         counts = {"documents": writer.documents, "bytes": writer.bytes, "removed": removed.total()}
         events.metrics(0, {f"filter/{name}": float(value) for name, value in counts.items()})
         return {

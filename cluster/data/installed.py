@@ -85,9 +85,7 @@ def parse(url: str) -> Installed:
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if unknown := set(query) - {"packages", "max_mb"}:
         raise ValueError(f"{url!r}: unknown parameter {sorted(unknown)[0]!r}; known are packages and max_mb.")
-    packages = (
-        tuple(p.strip() for p in query.get("packages", "").split(",") if p.strip()) or default_packages()
-    )
+    packages = tuple(p.strip() for p in query.get("packages", "").split(",") if p.strip()) or default_packages()
     try:
         max_bytes = int(float(query["max_mb"]) * 1e6) if "max_mb" in query else None
     except ValueError:
@@ -326,6 +324,4 @@ def _not_installed(package: str) -> str:
     near = difflib.get_close_matches(package, names, 3)
     by_import = metadata.packages_distributions().get(package, [])
     hint = f" Did you mean {', '.join(dict.fromkeys([*by_import, *near]))}?" if by_import or near else ""
-    return (
-        f"installed://: no package {package!r} is installed here (names as in `pip list`, or stdlib).{hint}"
-    )
+    return f"installed://: no package {package!r} is installed here (names as in `pip list`, or stdlib).{hint}"

@@ -62,6 +62,4 @@ def _fixer() -> Callable[[str], str]:
     return fix
 
 
-_SUSPICIOUS = re.compile(
-    "[\x80-\x9f\ud800-\udfff\u00ad\u200e\u200f\u202a-\u202e\u2060-\u206f\U000e0000-\U000e007f]"
-)
+_SUSPICIOUS = re.compile("[\x80-\x9f\ud800-\udfff\u00ad\u200e\u200f\u202a-\u202e\u2060-\u206f\U000e0000-\U000e007f]")

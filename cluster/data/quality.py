@@ -32,7 +32,7 @@ class Check(NamedTuple):
     """One rule over n documents: they fail where `values` lies beyond `bound`."""
 
     rule: str
-    values: Values
+    values: NDArray
     bound: float
     lowest: bool  # the bound is a minimum
 
@@ -40,7 +40,7 @@ class Check(NamedTuple):
 def judge(texts: list[str], sets: tuple[RuleSet, ...], thresholds: Thresholds) -> list[Verdict]:
     """A verdict for each text, by the named rule sets in their order."""
     verdicts = [Verdict(text, None, "") for text in texts]
-    for name in dict.fromkeys(part for name in sets for part in _parts(name)):
+    for name in dict.fromkeys(part for one in sets for part in _parts(one)):
         for group in batches(texts):
             rows = [i for i in range(*group.indices(len(texts))) if verdicts[i].reason is None]
             if not rows:
@@ -185,9 +185,7 @@ def _top_ngram(words: Words, n: int) -> Values:
     document = words.document[first[repeated]]
     # sorted so that the best of each document comes last: more copies, then the earlier place
     order = np.lexsort((-first[repeated], sizes[repeated], document))
-    best = (
-        repeated[order[np.append(document[order][1:] != document[order][:-1], True)]] if len(order) else order
-    )
+    best = repeated[order[np.append(document[order][1:] != document[order][:-1], True)]] if len(order) else order
     top[words.document[first[best]]] = chars[best] * sizes[best]
     return top
 
@@ -255,9 +253,7 @@ def _code(texts: list[str], rules: Code) -> Iterator[Check]:
     mean = _share(_array([sum(map(len, one)) for one in lines]), count)
     yield Check("max_mean_line_length", mean, rules.max_mean_line_length, False)
     whole = Words([text or " " for text in texts], SOLID)
-    letters = _share(
-        _per_document(whole, whole.count(LETTER)), _array([len(text.encode()) for text in texts])
-    )
+    letters = _share(_per_document(whole, whole.count(LETTER)), _array([len(text.encode()) for text in texts]))
     yield Check("min_alphabetic", letters, rules.min_alphabetic, True)
     if not rules.allow_generated:
         said = _array([bool(_GENERATED.search(text[:2000])) for text in texts])

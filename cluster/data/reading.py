@@ -211,9 +211,7 @@ def _document(position: int, text: str, limit: int, key: str | None = None) -> R
     return Record(position, text, key=key)
 
 
-def read_jsonl(
-    chunks: Iterable[bytes], text_field: str, id_field: str | None, limit: int
-) -> Iterator[Record]:
+def read_jsonl(chunks: Iterable[bytes], text_field: str, id_field: str | None, limit: int) -> Iterator[Record]:
     """One record a line; blank lines are passed over, as JSON Lines readers do."""
     for number, data, problem in lines(chunks, limit):
         if number == 1:

@@ -31,7 +31,7 @@ class GopherQuality(_Rules):
     max_bullet_lines: float = 0.9
     max_ellipsis_lines: float = 0.3
     min_words_with_letter: float = 0.8
-    min_stop_words: int = Field(2, description="different ones of: the be to of and that have with")
+    min_stop_words: int = Field(default=2, description="different ones of: the be to of and that have with")
 
 
 class GopherRepetition(_Rules):
@@ -48,17 +48,17 @@ class GopherRepetition(_Rules):
 class FineWeb(_Rules):
     min_punctuated_lines: float = 0.12
     max_short_lines: float = 0.67
-    short_line: int = Field(30, description="characters")
-    max_duplicate_line_chars: float = Field(0.01, description="datatrove's code; the paper says 0.1")
+    short_line: int = Field(default=30, description="characters")
+    max_duplicate_line_chars: float = Field(default=0.01, description="datatrove's code; the paper says 0.1")
     max_newlines_to_words: float = 0.3
 
 
 class C4(_Rules):
     """Line rules drop a line, the others the document."""
 
-    require_end_punctuation: bool = Field(True, description="FineWeb turned this line rule off")
-    min_words_in_line: int = Field(3, description="DCLM: 5")
-    min_sentences: int = Field(5, description="DCLM: 3")
+    require_end_punctuation: bool = Field(default=True, description="FineWeb turned this line rule off")
+    min_words_in_line: int = Field(default=3, description="DCLM: 5")
+    min_sentences: int = Field(default=5, description="DCLM: 3")
     max_word_length: int = 1_000
     no_braces: bool = True
     no_lorem_ipsum: bool = True
@@ -70,9 +70,9 @@ class C4(_Rules):
 class Code(_Rules):
     max_line_length: int = 1_000
     max_mean_line_length: float = 100.0
-    min_alphabetic: float = Field(0.25, description="share of letters among all characters")
+    min_alphabetic: float = Field(default=0.25, description="share of letters among all characters")
     min_lines: int = 3
-    allow_generated: bool = Field(False, description="files that say of themselves that they were generated")
+    allow_generated: bool = Field(default=False, description="files that say of themselves that they were generated")
 
 
 class Thresholds(_Rules):

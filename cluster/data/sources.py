@@ -29,9 +29,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="unique; it names files and columns"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="unique; it names files and columns")
     # `path` isn't part of the fingerprint: the files' names and content are, wherever they lie
     path: str = how(
         description="a file, a folder, a glob (** too), s3://bucket/prefix, installed://prose or installed://code"
@@ -46,9 +44,7 @@ class Source(BaseModel):
     )
     weight: float = how(1.0, gt=0, description="the source's share in training, before normalisation")
     max_documents: int | None = Field(None, gt=0, description="only the first so many documents")
-    max_bytes: int | None = Field(
-        None, gt=0, description="only the first documents with so many bytes of UTF-8"
-    )
+    max_bytes: int | None = Field(None, gt=0, description="only the first documents with so many bytes of UTF-8")
 
     @property
     def capped(self) -> bool:

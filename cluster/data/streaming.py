@@ -43,9 +43,7 @@ def stream(
     with _quiet_context():
         dataset = ray.data.from_items(
             [{"part": json.dumps(part)} for part in parts], override_num_blocks=len(parts)
-        ).map_batches(
-            _Reader(read, name), batch_size=None, batch_format="pyarrow", num_cpus=cpus, zero_copy_batch=True
-        )
+        ).map_batches(_Reader(read, name), batch_size=None, batch_format="pyarrow", num_cpus=cpus, zero_copy_batch=True)
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         for table in batches:
             if table.num_rows:

@@ -25,9 +25,7 @@ HIGH = _BYTES >= 0x80  # bytes of characters beyond ASCII count as letters
 LETTER = HIGH | np.array([chr(b).isalpha() and b < 128 for b in range(256)])
 ALNUM = HIGH | _ALNUM
 WORD = ALNUM | (ord("_") == _BYTES)  # runs of these are words for comparing texts
-SOLID = ~np.isin(
-    _BYTES, [9, 10, 11, 12, 13, 28, 29, 30, 31, 32]
-)  # not white space, as str.split() without Unicode
+SOLID = ~np.isin(_BYTES, [9, 10, 11, 12, 13, 28, 29, 30, 31, 32])  # not white space, as str.split() without Unicode
 
 
 def mix(x: U64) -> U64:
