@@ -86,9 +86,7 @@ def measure(unit: RowGroup, artifact: Artifact) -> dict[str, int]:
     return sizes
 
 
-def keep(
-    unit: RowGroup, artifact: Artifact, rates: dict[str, float], seed: int
-) -> tuple[Any, dict[str, int]]:
+def keep(unit: RowGroup, artifact: Artifact, rates: dict[str, float], seed: int) -> tuple[Any, dict[str, int]]:
     """The row group's part of the sample: a reference to it, and its bytes by source."""
     import ray
 
@@ -101,9 +99,7 @@ def keep(
     return ray.put(kept), sizes
 
 
-def train_remote(
-    ws: Workspace, references: list[Any], config: TokenizerConfig
-) -> tuple[Tokenizer, dict[str, float]]:
+def train_remote(ws: Workspace, references: list[Any], config: TokenizerConfig) -> tuple[Tokenizer, dict[str, float]]:
     """`train` in a Ray task. Raises what it raises, and Stopped."""
     import ray
 
@@ -139,11 +135,11 @@ def train(texts: Any, config: TokenizerConfig) -> Tokenizer:
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(  # type: ignore[attr-defined]
-            sentence_iterator=iter([s for text in texts for s in sentences(text)]),
+            sentence_iterator=iter(training_sentences(texts, config)),
             model_writer=out,
             model_type=config.algorithm,
             vocab_size=config.vocab_size,
-            character_coverage=coverage(texts, config),
+            character_coverage=1.0,  # training_sentences has chosen the alphabet
             split_digits=config.split_digits,
             max_sentencepiece_length=config.max_piece_length,
             byte_fallback=True,
@@ -210,18 +206,33 @@ def sentences(text: str) -> Iterator[str]:
         start = stop
 
 
-def coverage(texts: list[str], config: TokenizerConfig) -> float:
-    """The character coverage, lowered where the sample's alphabet would take more than half of the
-    vocabulary."""
+def training_sentences(texts: list[str], config: TokenizerConfig) -> list[str]:
+    """The texts' sentences, cut at every character that is to have no piece of its own."""
+    rare = rare_characters(texts, config)
+    if not rare:
+        return [s for text in texts for s in sentences(text)]
+    cut = re.compile(f"[{re.escape(rare)}]+")
+    return [part for text in texts for s in sentences(text) for part in cut.split(s) if part]
+
+
+def rare_characters(texts: list[str], config: TokenizerConfig) -> str:
+    """Characters beyond `character_coverage`, or beyond half of the vocabulary, the least frequent first to
+    go.
+
+    sentencepiece would rather refuse a vocabulary that can't hold the alphabet; with bytes to fall back on
+    there is no need to.
+    """
     counts = np.zeros(0x110000, dtype=np.int64)
     for start in range(0, len(texts), 64):
         block = "".join(texts[start : start + 64]).encode("utf-32-le", "replace")
-        counts += np.bincount(np.frombuffer(block, dtype=np.uint32), minlength=len(counts))
-    ranked = np.sort(counts[counts > 0])[::-1]
-    room = max((config.vocab_size - RESERVED) // 2, 1)
-    if len(ranked) <= room:
-        return config.character_coverage
-    return float(min(config.character_coverage, ranked[:room].sum() / ranked.sum()))
+        counts += np.bincount(np.frombuffer(block, dtype="<u4"), minlength=len(counts))
+    ranked = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+    covered = np.cumsum(counts[ranked])
+    if not len(ranked):
+        return ""
+    kept = int(np.searchsorted(covered, config.character_coverage * covered[-1])) + 1
+    free = config.vocab_size - RESERVED
+    return "".join(map(chr, sorted(ranked[min(kept, free, max(free // 2, 256)) :].tolist())))
 
 
 def bytes_per_token(tokenizer: Tokenizer, sample: list[tuple[str, str]]) -> dict[str, float]:
