@@ -84,9 +84,13 @@ def judge(
                 good = f"better by {gain:.4g}"
                 problem = "" if gain > 0 else f"{value:.6g} is not better than the champion's {other:.6g}"
             else:
-                good = f"better by {gain:.4g}" if gain > 0 else f"worse by {-gain:.4g}, allowed"
+                good = (
+                    "equal" if not gain else f"better by {gain:.4g}" if gain > 0 else f"worse by {-gain:.4g}, allowed"
+                )
                 if gain < -one.max_regression:
-                    problem = f"{value:.6g} is worse than the champion's {other:.6g} by more than {one.max_regression:g}"
+                    problem = (
+                        f"{value:.6g} is worse than the champion's {other:.6g} by more than {one.max_regression:g}"
+                    )
         row(one.metric, value, other, problem, good)
     for bound in require:
         value = metrics.get(bound.metric)

@@ -85,9 +85,7 @@ def _registered(uri: str, place: Place | None) -> Path:
 def _checked(folder: Path, name: str) -> Path:
     missing = [f for f in FILES if not (folder / f).is_file()]
     if missing:
-        raise LookupError(
-            f"{name} is no model of tokenmill's: its files have no {', '.join(missing)} in {INSIDE}/."
-        )
+        raise LookupError(f"{name} is no model of tokenmill's: its files have no {', '.join(missing)} in {INSIDE}/.")
     return folder
 
 
@@ -195,9 +193,9 @@ class Generator:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, bos=True)
         else:
-            from cluster.data.chat import encode_prompt
+            from cluster.data.chat import render_prompt
 
-            ids = encode_prompt(self.tokenizer, prompt)
+            ids = render_prompt(self.tokenizer, prompt)
         limit = self.model.config.max_seq_len
         room = max(1, limit - min(max_new_tokens, limit // 2))
         return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]

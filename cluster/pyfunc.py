@@ -12,8 +12,7 @@ is installed; everything else is imported from there. Takes, and answers with a 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -36,16 +35,12 @@ def prompts_of(data: Any) -> list[Any]:
         for name in ("messages", "prompt", "prompts"):
             if name in data:
                 return prompts_of(_plain(data[name]))
-        raise ValueError(
-            f"A dict with the keys {', '.join(map(repr, data))}: it needs 'messages' or 'prompt'."
-        )
+        raise ValueError(f"A dict with the keys {', '.join(map(repr, data))}: it needs 'messages' or 'prompt'.")
     if hasattr(data, "columns"):
         return _rows(data)
     data = _plain(data)
     if not isinstance(data, list):
-        raise ValueError(
-            f"A {type(data).__name__} is no prompt. Give a string, a list of them, or chat messages."
-        )
+        raise ValueError(f"A {type(data).__name__} is no prompt. Give a string, a list of them, or chat messages.")
     if data and all(isinstance(item, Mapping) and _is_message(item) for item in data):
         return [[dict(item) for item in data]]
     prompts: list[Any] = []
@@ -85,33 +80,31 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # MLflow asks for type hints, but its hints can't say "a string or messages"
+class TokenmillModel(mlflow.pyfunc.PythonModel):
+    """A registered language model."""
 
-    class TokenmillModel(mlflow.pyfunc.PythonModel):
-        """A registered language model."""
+    # MLflow wants a type hint of the input and warns without one; its hints can't say "a string or messages".
+    _skip_type_hint_validation = True
 
-        def load_context(self, context: Any) -> None:
-            try:
-                from cluster.loading import Generator
-            except ImportError as error:
-                raise ImportError(
-                    f"This model runs with the package `tokenmill`, which can't be imported here ({error}). Install "
-                    f"it from its repository: pip install git+<its URL>, or pip install . in a checkout."
-                ) from error
-            self.generator = Generator(context.artifacts["model"])
+    def load_context(self, context: Any) -> None:
+        try:
+            from cluster.loading import Generator
+        except ImportError as error:
+            raise ImportError(
+                f"This model runs with the package `tokenmill`, which can't be imported here ({error}). "
+                "Install it from its repository: pip install git+<its URL>, or pip install . in a checkout."
+            ) from error
+        self.generator = Generator(context.artifacts["model"])
 
-        def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-            prompts = prompts_of(model_input)
-            return self.generator.generate(prompts, **_options(params)) if prompts else []
+    def predict(self, context, model_input, params: dict[str, Any] | None = None):
+        """A list of strings, one for each prompt."""
+        prompts = prompts_of(model_input)
+        return self.generator.generate(prompts, **_options(params)) if prompts else []
 
-        def predict_stream(
-            self, context: Any, model_input: Any, params: dict[str, Any] | None = None
-        ) -> Iterator[str]:
-            for prompt in prompts_of(model_input):
-                yield from self.generator.stream(prompt, **_options(params))
+    def predict_stream(self, context, model_input, params: dict[str, Any] | None = None):
+        """Pieces of text. MLflow makes a table of the input first: give {"prompt": …} or {"messages": […]}."""
+        for prompt in prompts_of(model_input):
+            yield from self.generator.stream(prompt, **_options(params))
 
 
 def _options(params: dict[str, Any] | None) -> dict[str, Any]:

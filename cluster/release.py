@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import struct
 import tempfile
 from datetime import UTC, datetime
@@ -43,12 +44,8 @@ class ReleaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(
-        "", description="the registered model; default: the recipe's name", pattern=r"^[^/:@]*$"
-    )
-    metrics: tuple[GateMetric, ...] = Field(
-        (), description="compared with the champion's; see cluster/gate.py"
-    )
+    name: str = Field("", description="the registered model; default: the recipe's name", pattern=r"^[^/:@]*$")
+    metrics: tuple[GateMetric, ...] = Field((), description="compared with the champion's; see cluster/gate.py")
     require: tuple[Requirement, ...] = Field((), description="bounds that must hold, champion or not")
     tracking_uri: str | None = how(None, description="default: [tracking] uri")
     experiment: str | None = how(None, description="default: [tracking] experiment")
@@ -119,9 +116,7 @@ def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: 
     )
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "model"
-        save_package(
-            folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location
-        )
+        save_package(folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location)
         client.log_model_artifacts(logged.model_id, str(package))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
@@ -130,9 +125,9 @@ def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: 
     for start in range(0, len(points), 500):
         client.log_batch(run_id, metrics=points[start : start + 500])
     _create_registered(client, config.name)
-    created = client.create_model_version(
-        config.name, f"models:/{logged.model_id}", run_id, tags=tags, model_id=logged.model_id
-    )
+    # A database that is used directly looks a models:/ source up in the process's global MLflow, which is another.
+    source = f"models:/{logged.model_id}" if registry.place.is_server else logged.artifact_location
+    created = client.create_model_version(config.name, source, run_id, tags=tags, model_id=logged.model_id)
     return registry.get(f"models:/{config.name}/{created.version}")
 
 
@@ -158,7 +153,7 @@ def save_package(
         chosen = Path(scratch) / "model"  # of the artifact's files only those that the model needs
         chosen.mkdir()
         for name in FILES:
-            (chosen / name).symlink_to((folder / name).absolute())
+            _link_or_copy(folder / name, chosen / name)
         about = Model(artifact_path=location or "model", run_id=run_id, model_id=model_id, metadata=_about())
         mlflow.pyfunc.save_model(
             str(package),
@@ -167,8 +162,15 @@ def save_package(
             artifacts={"model": str(chosen)},
             pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PACKAGES],
             signature=signature(),
-            input_example=["Once upon a time", "def "],
+            input_example={"prompt": "Once upon a time"},
         )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
 
 
 def signature() -> ModelSignature:
@@ -315,9 +317,7 @@ def _judge_and_promote(
         )
     when = datetime.now(UTC).isoformat(timespec="seconds")
     client.set_model_version_tag(version.name, number, f"{TAG}promoted", when)
-    client.set_model_version_tag(
-        version.name, number, f"{TAG}previous_champion", champion.uri if champion else ""
-    )
+    client.set_model_version_tag(version.name, number, f"{TAG}previous_champion", champion.uri if champion else "")
     if champion is not None:
         client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded", when)
         client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded_by", version.uri)

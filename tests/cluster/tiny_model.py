@@ -1,0 +1,27 @@
+"""A model small enough for a test: random weights, a tokenizer trained on a few sentences."""
+
+from pathlib import Path
+
+TEXT = [
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(first, second):\n    return first + second\n",
+    "Reading is to the mind what exercise is to the body.",
+    "What is two plus three? Two plus three is five.",
+] * 50
+
+
+def make_model(folder: Path, seed: int = 0, max_seq_len: int = 64) -> Path:
+    """Write model.safetensors, config.json, tokenizer.model and tokenizer.json."""
+    from cluster.data.tokenizer import TokenizerConfig
+    from cluster.data.tokenizer_training import train
+    from model.checkpoint import save_model
+    from model.config import ModelConfig
+    from model.decoder import Decoder
+
+    tokenizer = train(TEXT, TokenizerConfig(vocab_size=360))
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_seq_len=max_seq_len)
+    model = Decoder(config)
+    model.init_weights(seed)
+    save_model(model, folder)
+    tokenizer.save(folder)
+    return folder
