@@ -181,11 +181,15 @@ class Session:
 def _private_token() -> None:
     """A token for this run's own Ray, in this process's environment, which its children inherit.
 
-    Ray's default would write one token into the home folder and keep it.
+    Ray's default would write one token into the home folder and keep it. A Ray that was imported before has
+    already read the mode, and is made to read it again.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        from ray._raylet import Config
+
+        Config.initialize("")
 
 
 def _own_packages() -> list[str]:
