@@ -151,9 +151,7 @@ def data_report(artifact: Artifact) -> str:
     sources = s.get("sources") or {}
     if sources and all(isinstance(v, Mapping) for v in sources.values()):
         columns = list(dict.fromkeys(k for v in sources.values() for k in numbers(v)))
-        table = [
-            [name, *(f"{numbers(v).get(c, 0):,.0f}" for c in columns)] for name, v in sorted(sources.items())
-        ]
+        table = [[name, *(f"{numbers(v).get(c, 0):,.0f}" for c in columns)] for name, v in sorted(sources.items())]
         parts += ["## By source", markdown_table(["source", *columns], table)]
     for what in ("quarantined", "removed"):
         reasons = numbers(s.get(what) or {})

@@ -24,12 +24,13 @@ def graph(recipe: Recipe) -> list[Step]:
     from cluster.data import corpus, filter, pack, tokenizer
 
     line = Line()
-    weights = {source.name: source.weight for source in recipe.sources}
-    pretraining = train.PretrainConfig(
-        model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights
+    reading = corpus.CorpusConfig.model_validate(
+        {**recipe.corpus.model_dump(exclude_defaults=True), "sources": recipe.sources}
     )
+    weights = {source.name: source.weight for source in recipe.sources}
+    pretraining = train.PretrainConfig(model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights)
 
-    raw = line.add("corpus", corpus.STAGE, corpus.CorpusConfig(sources=recipe.sources))
+    raw = line.add("corpus", corpus.STAGE, reading)
     documents = line.add("filter", filter.STAGE, recipe.filter, corpus=raw)
     pieces = line.add("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
     tokens = line.add("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
@@ -37,9 +38,9 @@ def graph(recipe: Recipe) -> list[Step]:
     before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
     model, after = base, before
     if recipe.instruct:
-        model = line.add("instruct", instruct.STAGE, seeded(recipe.instruct, recipe), model=model)
+        model = line.add("instruct", instruct.INSTRUCT, seeded(recipe.instruct, recipe), model=model)
     if recipe.rlhf:
-        model = line.add("rlhf", rlhf.STAGE, seeded(recipe.rlhf, recipe), model=model)
+        model = line.add("rlhf", rlhf.RLHF, seeded(recipe.rlhf, recipe), model=model)
     if model is not base:
         after = line.add("evaluate", evaluate.STAGE, recipe.evaluate, model=model, tokens=tokens)
     if recipe.release:
@@ -104,9 +105,7 @@ def until(steps: list[Step], name: str | None) -> list[Step]:
     if name not in by_name:
         close = nearest(name, by_name)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(
-            f"--until {name}: this recipe has no such stage.{hint} Its stages: {', '.join(by_name)}."
-        )
+        raise ValueError(f"--until {name}: this recipe has no such stage.{hint} Its stages: {', '.join(by_name)}.")
     needed: set[str] = set()
 
     def visit(step: Step) -> None:

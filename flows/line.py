@@ -86,9 +86,7 @@ def walk(run: Run) -> State:
             run.status = "FAILED"
             return state
     artifacts.closing(run)
-    return Completed(
-        message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached"
-    )
+    return Completed(message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached")
 
 
 class here:

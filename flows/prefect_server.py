@@ -46,9 +46,7 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Begin; `wait` says when it answers. Its output goes where this process's stderr goes."""
-        listener = socket.create_server(
-            ("127.0.0.1", 0), backlog=256
-        )  # handed over: no other process takes the port
+        listener = socket.create_server(("127.0.0.1", 0), backlog=256)  # handed over: no other process takes the port
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         env = {
             **os.environ,

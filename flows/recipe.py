@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.data.filter import FilterConfig
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from cluster.data.corpus import CorpusConfig
+from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig
 from cluster.data.sources import Source
 from cluster.data.tokenizer import TokenizerConfig
@@ -43,37 +44,40 @@ class StoreConfig(BaseModel):
     url: str = Field("store", min_length=1, description="a folder, or s3://bucket/prefix")
 
 
+class CorpusTable(CorpusConfig):
+    """`[corpus]`: how sources are read; the sources themselves are `[[sources]]`."""
+
+    sources: tuple[Source, ...] = ()
+
+
 class Recipe(BaseModel):
     """What one run of the line is made from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(
-        description="letters, digits, dashes; names the run and, by default, the registered model"
-    )
+    name: str = Field(description="letters, digits, dashes; names the run and, by default, the registered model")
     seed: int = Field(0, ge=0)
-    store: StoreConfig = StoreConfig()
+    store: StoreConfig = Field(default_factory=StoreConfig)
     sources: tuple[Source, ...] = Field(min_length=1)
-    filter: FilterConfig = FilterConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    pack: PackConfig = PackConfig()
+    corpus: CorpusTable = Field(default_factory=CorpusTable)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    pack: PackConfig = Field(default_factory=PackConfig)
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     instruct: InstructConfig | None = None
     rlhf: RlhfConfig | None = None
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     release: ReleaseConfig | None = None
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     _layers: Layers | None = PrivateAttr(None)
 
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise ValueError(
-                "letters, digits, dashes, dots and underscores, and it begins with a letter or digit."
-            )
+            raise ValueError("letters, digits, dashes, dots and underscores, and it begins with a letter or digit.")
         return name
 
     @field_validator("store", mode="before")
@@ -142,6 +146,8 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
                 f"at most model.max_seq_len = {longest}: lower {key} or raise model.max_seq_len.",
                 str(length),
             )
+    if recipe.corpus.sources:
+        wrong("corpus.sources", "sources are written as [[sources]], at the top level.")
     if recipe.model.vocab_size not in (0, recipe.tokenizer.vocab_size):
         wrong(
             "model.vocab_size",

@@ -127,9 +127,7 @@ def _read_file(path: Path, layers: Layers, chain: list[Path]) -> None:
             names = [p.name for p in path.parent.glob("*.toml")] + [p.stem for p in SHIPPED.glob("*.toml")]
             close = nearest(Path(base).name, names)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise RecipeError(
-                shown, f'extends = "{base}": there is no {_shown(below)} (relative to this file).{hint}'
-            )
+            raise RecipeError(shown, f'extends = "{base}": there is no {_shown(below)} (relative to this file).{hint}')
         _read_file(below, layers, [*chain, real])
     _merge(layers, (), layers.values, values, shown, _lines(text))
     layers.files.append(path)
@@ -169,9 +167,7 @@ def _merge(
 
 def _locs(loc: Loc, value: Any) -> list[Loc]:
     found = [loc]
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in children:
         found += _locs((*loc, key), inner)
     return found
@@ -219,8 +215,9 @@ def _set(layers: Layers, text: str) -> None:
         raise RecipeError(shown, "write --set KEY=VALUE with a dotted key, such as --set train.lr=3e-4.")
     raw = raw.strip()
     here: Any = layers.values
-    loc: Loc = ()
-    while parts:
+    loc: tuple[Any, ...] = ()
+    while True:
+        step: str | int
         if isinstance(here, list):
             step, used = _entry(here, parts, shown, layers.key(loc))
         else:
@@ -241,9 +238,9 @@ def _set(layers: Layers, text: str) -> None:
     value = parse_value(raw)
     for old in [o for o in layers.origins if o[: len(loc)] == loc]:
         del layers.origins[old]
-    here[loc[-1]] = value
+    here[step] = value
     for inner in _locs(loc, value):
-        layers.origins[inner] = Origin(shown, raw=raw)
+        layers.origins[inner] = Origin(shown, raw=raw if inner == loc else None)
 
 
 def _entry(entries: list[Any], parts: list[str], shown: str, table: str) -> tuple[int, int]:

@@ -113,9 +113,7 @@ def _problem(schema: type[BaseModel], layers: Layers, error: Any) -> Problem:
     if kind in UNKNOWN:
         table = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))
         return Problem(layers.key(loc), where, given(error["input"]), unknown_key(schema, loc, table))
-    whole_table = (
-        isinstance(error["input"], Mapping | BaseModel) or type(error["input"]).__name__ == "ArgsKwargs"
-    )
+    whole_table = isinstance(error["input"], Mapping | BaseModel) or type(error["input"]).__name__ == "ArgsKwargs"
     if kind in ("value_error", "assertion_error") and whole_table:
         text = sentence(error)
         where = str(layers.origin(_first_named(schema, layers, loc, text)))
@@ -154,9 +152,7 @@ def unwrap(annotation: Any) -> Any:
 
 
 def is_table(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
-    )
+    return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation))
 
 
 def keys_of(table: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Run:
     stop: StopFlag
     screen: Screen
     source: str = ""  # the recipe as it was named
+    until: str | None = None
     recipe: Recipe | None = None
     overrides: tuple[str, ...] = ()
     log: Path | None = None
@@ -102,6 +103,7 @@ class Run:
             stop=stop,
             screen=screen(console or Console(), stop),
             source=source,
+            until=until,
             recipe=recipe,
             overrides=tuple(overrides),
             log=log,
@@ -188,9 +190,7 @@ class Run:
             "tracker": self.tracker,
         }
         try:
-            outcome = run_step(
-                step, self.artifacts, progress=self._progress(name), stopping=self.stop, context=context
-            )
+            outcome = run_step(step, self.artifacts, progress=self._progress(name), stopping=self.stop, context=context)
         except BaseException as error:
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             self.errors[name] = error

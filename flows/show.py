@@ -150,9 +150,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         if self.stopping():
-            return Text(
-                "stopping at the next step, with a checkpoint; Ctrl-C again ends at once", style="yellow"
-            )
+            return Text("stopping at the next step, with a checkpoint; Ctrl-C again ends at once", style="yellow")
         words = str(task.fields.get("text", ""))
         if task.speed and "/s" not in words:
             words = f"{count(task.speed) if task.speed >= 10 else f'{task.speed:.1f}'}/s  {words}"

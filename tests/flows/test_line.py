@@ -37,9 +37,7 @@ def orchestrate(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def task_states(api: str, state: Any) -> dict[str, tuple[str, str, int]]:
     flow_run = str(state.state_details.flow_run_id)
-    answer = httpx.post(
-        f"{api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}, timeout=30
-    )
+    answer = httpx.post(f"{api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}, timeout=30)
     return {t["name"]: (t["state"]["name"], t["state"]["type"], t["run_count"]) for t in answer.json()}
 
 
@@ -65,9 +63,7 @@ def test_a_task_ends_completed_where_it_worked_and_cached_where_the_artifact_was
     ]
 
 
-def test_an_infrastructure_fault_is_tried_again_and_a_bad_value_is_not(
-    make_run: Any, orchestrate: Any
-) -> None:
+def test_an_infrastructure_fault_is_tried_again_and_a_bad_value_is_not(make_run: Any, orchestrate: Any) -> None:
     tries = {"network": 0, "value": 0}
 
     def network(ws: Any) -> dict:

@@ -1,0 +1,150 @@
+"""`tokenmill run RECIPE`: the line, from a recipe to a registered model."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.errors import BAD_INPUT, paragraph, say, told
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from flows.run import Run
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's path, or the name of one that ships, such as demo.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key: --set train.lr=3e-4. May be repeated."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run, such as pack.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run and its cost; start nothing.")] = False,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="A folder or s3://bucket/prefix; the same as --set store=URL.")
+    ] = None,
+) -> None:
+    """Run a recipe: text to a registered model. What is there already is not made again.
+
+    Ctrl-C stops at the next step with a checkpoint; the same command goes on from there.
+    """
+    overrides = [*(set_ or []), *([f"store={store!r}"] if store else [])]
+    if plan:
+        return show_plan(recipe, overrides, until)
+    from flows.quiet import log_path, quiet
+    from flows.recipe import read_recipe
+
+    with told():
+        read = read_recipe(recipe, overrides)
+    path = log_path(read.store.url, read.name)
+    with quiet(path) as console:
+        _log_to(path)
+        code = go(recipe, overrides, until, console, path)
+    if code:
+        raise typer.Exit(code)
+    return None
+
+
+def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
+    from rich.console import Console
+
+    from cluster.artifact import Artifacts
+    from flows import graph, plan
+    from flows.recipe import read_recipe
+
+    with told():
+        read = read_recipe(recipe, overrides)
+        steps = graph.until(graph.graph(read), until)
+        plan.show(read, steps, Artifacts(read.store.url), Console(highlight=False))
+
+
+def go(recipe: str, overrides: list[str], until: str | None, console: Console, log: Path) -> int:
+    """The whole run, with all its endings. Returns the exit code."""
+    from flows.run import Run
+
+    try:
+        run = Run.open(recipe, overrides, until, console, log)
+    except BAD_INPUT as error:
+        logging.getLogger(__name__).error("opening the run", exc_info=True)
+        console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
+        return 2
+    with run.stop:
+        try:
+            code = work(run)
+        except Exception as error:
+            logging.getLogger(__name__).error("the run failed", exc_info=True)
+            run.status = "FAILED"
+            run.screen.close()
+            code = failed(run, error, console)
+        finally:
+            run.close()
+        if code == 0:
+            from flows import closing
+
+            closing.show(run, console)
+        return code
+
+
+def work(run: Run) -> int:
+    """Through Prefect; with everything cached and no server to tell, there is nothing to orchestrate."""
+    from flows.prefect_server import configured_api
+
+    run.start()
+    if run.all_cached and configured_api() is None:
+        for step in run.steps:
+            run.execute(step.name)
+        return 0
+    from flows.line import orchestrate
+
+    state: Any = orchestrate(run)
+    if state.is_completed():
+        return 0
+    run.screen.close()
+    if run.stop() or state.is_cancelled():
+        return stopped(run, state)
+    name, error = next(iter(run.errors.items()), ("", None))
+    return failed(run, error or RuntimeError(state.message or state.name), run.screen.console, name)
+
+
+def stopped(run: Run, state: Any) -> int:
+    console = run.screen.console
+    console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
+    console.print(f"To go on from there, the same command:\n  {same_command(run)}", markup=False, soft_wrap=True)
+    return run.stop.exit_code
+
+
+def failed(run: Run, error: BaseException, console: Console, name: str = "") -> int:
+    if name:
+        run.screen.fault(name, "failed")
+    bad_input = isinstance(error, BAD_INPUT)
+    console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
+    if run.log:
+        console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
+    if not bad_input:
+        console.print(
+            f"What is done is kept; the same command goes on:\n  {same_command(run)}", markup=False, soft_wrap=True
+        )
+    return 2 if bad_input else 1
+
+
+def same_command(run: Run) -> str:
+    words = ["tokenmill", "run", run.source]
+    for text in run.overrides:
+        words += ["--set", text]
+    if run.until:
+        words += ["--until", run.until]
+    return " ".join(shlex.quote(w) for w in words)
+
+
+def _log_to(path: Path) -> None:
+    """Python's own logging goes to the log file too, which stderr is by now."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+
+__all__ = ["run", "say"]
