@@ -252,8 +252,8 @@ def _code(texts: list[str], rules: Code) -> Iterator[Check]:
     yield Check("max_line_length", longest, rules.max_line_length, False)
     mean = _share(_array([sum(map(len, one)) for one in lines]), count)
     yield Check("max_mean_line_length", mean, rules.max_mean_line_length, False)
-    whole = Words([text or " " for text in texts], SOLID)
-    letters = _share(_per_document(whole, whole.count(LETTER)), _array([len(text.encode()) for text in texts]))
+    whole = Words(texts, SOLID)
+    letters = _share(_per_document(whole, whole.count(LETTER)), np.diff(whole.offsets) - 1)
     yield Check("min_alphabetic", letters, rules.min_alphabetic, True)
     if not rules.allow_generated:
         said = _array([bool(_GENERATED.search(text[:2000])) for text in texts])
