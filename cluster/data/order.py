@@ -133,6 +133,8 @@ class Mixture:
         self.sources = tuple(sorted(rows))
         self.rows = np.array([rows[s] for s in self.sources], dtype=np.int64)
         self.seed, self.block = seed, block
+        if not any(rows.values()):
+            raise ValueError(f"There are no training tokens in the sources {list(self.sources)}.")
         weights = {s: float(rows[s]) for s in self.sources} if weights is None else weights
         _check(rows, weights)
         self.weights = np.array([weights[s] for s in self.sources], dtype=np.float64)
@@ -144,24 +146,40 @@ class Mixture:
                 f"The weights of {lost} come to less than one sample in {block}: give them more, "
                 "or 0 to leave them out."
             )
-        self._ends = np.cumsum(self.counts)
+        self._slots = np.repeat(np.arange(len(self.sources)), self.counts)
+        self._block = lru_cache(maxsize=16)(self._shuffled)
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_block"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._block = lru_cache(maxsize=16)(self._shuffled)
 
     def __call__(self, sample: Indices | int) -> Samples:
         """Source, row and epoch of each sample number."""
         sample = np.atleast_1d(np.asarray(sample, dtype=np.int64))
         block, within = np.divmod(sample, self.block)
-        slot = np.empty_like(sample)
+        source, nth = np.empty_like(sample), np.empty_like(sample)
         for number in np.unique(block):
             here = block == number
-            slot[here] = Permutation(self.block, (self.seed, "block", int(number)))(within[here])
-        source = np.searchsorted(self._ends, slot, side="right")
-        nth = block * self.counts[source] + slot - (self._ends - self.counts)[source]
+            sources, before = self._block(int(number))
+            source[here], nth[here] = sources[within[here]], before[within[here]]
         epoch, place = np.divmod(nth, self.rows[source])
         row = np.empty_like(sample)
         for s, e in set(zip(source.tolist(), epoch.tolist(), strict=True)):
             here = (source == s) & (epoch == e)
             row[here] = Permutation(int(self.rows[s]), (self.seed, self.sources[s], e))(place[here])
         return Samples(source, row, epoch)
+
+    def _shuffled(self, number: int) -> tuple[Indices, Indices]:
+        """A block: each sample's source, and how many of that source come before it in the whole run."""
+        order = Permutation(self.block, (self.seed, "block", number))(np.arange(self.block))
+        sources = self._slots[order]
+        before = np.empty_like(sources)
+        for s, count in enumerate(self.counts):
+            before[sources == s] = number * count + np.arange(count)
+        return sources, before
 
 
 def _check(rows: Mapping[str, int], weights: Mapping[str, float]) -> None:

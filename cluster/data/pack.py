@@ -44,9 +44,7 @@ class PackConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     validation_fraction: float = Field(0.02, ge=0, le=0.5, description="documents held out of each source")
-    validation_min_kb: float = Field(
-        64.0, ge=0, description="text held out of a source, at least, if it has twice it"
-    )
+    validation_min_kb: float = Field(64.0, ge=0, description="text held out of a source, at least, if it has twice it")
     shard_mb: float = Field(256.0, gt=0, description="size of a token file")
 
 
@@ -66,7 +64,7 @@ def run_pack(ws: Workspace) -> dict:
         ws.progress(0.1 * len(surveys), len(units), "held-out split")
     held_out = held_out_hashes(surveys, config)
     sources = sorted({source for survey in surveys for source in survey})
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    dtype = token_type(tokenizer)
     writers = {
         (split, source): SplitWriter(ws.out, f"{split}-{name}", dtype, int(config.shard_mb * 1e6))
         for source, name in file_names(sources).items()
@@ -95,9 +93,7 @@ def run_pack(ws: Workspace) -> dict:
 def summarise(splits: dict) -> dict:
     """Counts of each source and split, and of all."""
     counted = ("documents", "tokens", "bytes")
-    sources = {
-        s: {split: {k: parts[split][k] for k in counted} for split in SPLITS} for s, parts in splits.items()
-    }
+    sources = {s: {split: {k: parts[split][k] for k in counted} for split in SPLITS} for s, parts in splits.items()}
     total = {k: sum(parts["train"][k] for parts in sources.values()) for k in counted}
     held = {f"validation_{k}": sum(parts["validation"][k] for parts in sources.values()) for k in counted}
     return {**total, **held, "sources": sources}
@@ -162,11 +158,16 @@ class Part:
     bytes: np.ndarray
 
 
+def token_type(tokenizer: Tokenizer) -> np.dtype:
+    """The smallest type that holds every id, little endian."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
 def encode_unit(
     unit: RowGroup, artifact: Artifact, tokenizer: Tokenizer, held_out: np.ndarray
 ) -> dict[tuple[str, str], Part]:
     """One row group's documents as ids, by (split, source), in their order."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    dtype = token_type(tokenizer)
     ids: dict[tuple[str, str], list[np.ndarray]] = {}
     sizes: dict[tuple[str, str], list[int]] = {}
     for source, text in documents(artifact, unit):

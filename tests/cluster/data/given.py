@@ -1,4 +1,4 @@
-"""Documents as a stage's artifact, without a corpus: what the tests of the tokenizer and pack stages start from."""
+"""Documents as an artifact, without a corpus: what the tests of the tokenizer and pack stages start from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sentences(seed: int, n: int) -> str:
 
 
 def some_documents() -> list[tuple[str, str]]:
-    """Two sources of unlike size, with texts of one character to some thousands, and copies across sources."""
+    """Two sources of unlike size, texts of one character to some thousands, and copies across sources."""
     prose = [("prose", f"Story {i}: {sentences(i, 1 + i % 9)}") for i in range(120)]
     code = [
         ("code", f"def f{i}(x):\n    return x + {i}\n\n\tif x:\n        pass  # {i * i}\n" * (1 + i % 5))

@@ -82,6 +82,16 @@ def test_every_row_of_a_source_comes_once_in_each_of_its_epochs():
             assert sorted(seen.tolist()) == list(range(rows))
 
 
+@pytest.mark.parametrize("block", [8, 1000])
+def test_a_source_is_read_in_whole_epochs_whatever_the_block(block):
+    """Nothing is repeated while another row is still unread."""
+    samples = Mixture({"a": 60, "b": 31}, {"a": 1, "b": 1}, seed=2, block=block)(np.arange(500))
+    for number, rows in ((0, 60), (1, 31)):
+        mine = samples.source == number
+        assert sorted(samples.row[mine][:rows].tolist()) == list(range(rows))
+        assert (np.diff(samples.epoch[mine]) >= 0).all()
+
+
 def test_epochs_are_in_different_orders():
     samples = Mixture({"a": 200}, seed=0, block=100)(np.arange(600))
     orders = [samples.row[samples.epoch == e].tolist() for e in range(3)]

@@ -77,7 +77,7 @@ def test_training_twice_gives_the_same_bytes(tokenizer):
 
 def test_a_vocabulary_that_the_text_cannot_fill_names_the_largest_possible():
     for algorithm in ("bpe", "unigram"):
-        with pytest.raises(ValueError, match="largest size possible here is (\\d+)") as error:
+        with pytest.raises(ValueError, match="largest size possible here is ") as error:
             train(["hello world, hello fox"] * 3, TokenizerConfig(vocab_size=9000, algorithm=algorithm))
         largest = int(str(error.value).split("possible here is ")[1].split(".")[0])
         config = TokenizerConfig(vocab_size=largest, algorithm=algorithm)
@@ -123,7 +123,7 @@ def test_stage_says_what_is_wrong_with_its_input(ray_local, tmp_path):
     documents = given_.given(given_.some_documents())
     with pytest.raises(ValueError, match="largest size possible"):
         given_.make(given_.tokenizer_step(documents, vocab_size=60_000), tmp_path)
-    with pytest.raises(ValueError, match="names .'web'."):
+    with pytest.raises(ValueError, match=r"names .*web"):
         given_.make(given_.tokenizer_step(documents, weights={"web": 1.0}), tmp_path)
     with pytest.raises(ValueError, match="no text"):
         given_.make(given_.tokenizer_step(given_.given([("prose", "")])), tmp_path)
