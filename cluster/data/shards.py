@@ -41,12 +41,13 @@ class ShardWriter:
         self,
         folder: Path,
         extra: list[pa.Field] | None = None,
-        shard_bytes: int = SHARD_BYTES,
-        group_bytes: int = GROUP_BYTES,
+        shard_bytes: int | None = None,
+        group_bytes: int | None = None,
     ):
         import pyarrow as pa
 
-        self.folder, self.shard_bytes, self.group_bytes = folder, shard_bytes, group_bytes
+        self.folder = folder
+        self.shard_bytes, self.group_bytes = shard_bytes or SHARD_BYTES, group_bytes or GROUP_BYTES
         self.schema = pa.schema([*schema(), *(extra or [])])
         self.documents = self.bytes = self.shards = 0
         self._writer = None
