@@ -20,7 +20,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -94,6 +93,10 @@ class Delivery:
             self._client = client
         return self._client
 
+    def reconnect(self) -> None:
+        """Forget the connection: after a failure the server may be another, or the experiment gone."""
+        self._client = None
+
     def run_id(self, key: str) -> str:
         """MLflow's id of a run, "" before it exists there."""
         position = self._positions.get(key)
@@ -126,8 +129,11 @@ class Delivery:
                 break
             if not position.opened:
                 return True  # its process died before it wrote what it is
+        stage = self.folder / f"{key}.stage"
+        self._deliver(key, stage, "stage", position)  # before the driver's summary, which may bear a curve's name
         closing = self._deliver(key, path, "own", position, stop_at_close=True)
-        self._deliver(key, self.folder / f"{key}.stage", "stage", position)
+        if closing is not None:
+            self._deliver(key, stage, "stage", position)  # what came between the two looks
         if closing is None and not self.live:
             closing = {"status": "KILLED", "end": self._last_time(key, path)}
         if closing is None:
@@ -171,11 +177,11 @@ class Delivery:
         for run_id in self._search(condition):
             alive = int(self.client.get_run(run_id).data.tags.get(ALIVE, "0"))
             if run_id not in mine and _now() - alive > DEAD_AFTER * 1000:
-                self.client.set_terminated(run_id, "KILLED", alive or None)
+                self._ask(lambda i=run_id, t=alive: self.client.set_terminated(i, "KILLED", t or None))
 
     def _sign_of_life(self, key: str, position: Position) -> None:
         if time.monotonic() - self._alive.get(key, 0.0) > ALIVE_EVERY:
-            self.client.set_tag(position.run_id, ALIVE, str(_now()))
+            self._ask(lambda: self.client.set_tag(position.run_id, ALIVE, str(_now())))
             self._alive[key] = time.monotonic()
 
     def _last_time(self, key: str, path: Path) -> int:
@@ -263,8 +269,7 @@ class Delivery:
             else:
                 self._table(event, which, offset, position)
         except Exception as error:
-            code = getattr(error, "error_code", None)
-            if isinstance(error, (ValueError, KeyError, TypeError)) or code in PERMANENT:
+            if isinstance(error, (ValueError, KeyError, TypeError)) or is_permanent(error):
                 self._refuse(key, event, error)
                 return True
             self.client.get_run(position.run_id)  # raises if MLflow is away: then this waits for it
@@ -317,7 +322,7 @@ class Delivery:
         try:
             request()
         except MlflowException as error:
-            if error.error_code not in PERMANENT:
+            if not is_permanent(error):
                 raise
             return error
         return None
@@ -339,7 +344,7 @@ class Delivery:
         path = self.folder / "position.json"
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({k: asdict(p) for k, p in self._positions.items()}))
-        os.replace(fresh, path)
+        fresh.replace(path)
 
 
 def _requests(metrics: list, params: list, tags: list) -> Iterator[tuple[list, list, list]]:
@@ -348,6 +353,12 @@ def _requests(metrics: list, params: list, tags: list) -> Iterator[tuple[list, l
     while metrics or params or tags:
         yield metrics[:count], params[:PARAMS], tags[:PARAMS]
         metrics, params, tags = metrics[count:], params[PARAMS:], tags[PARAMS:]
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether MLflow itself said that the request is wrong. A proxy's plain 4xx page says nothing of the kind."""
+    code = getattr(error, "error_code", None)
+    return code in PERMANENT and not str(error).startswith("API request to")
 
 
 def metric_name(name: str) -> str:

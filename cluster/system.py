@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 MEGA = 1e6
+_log = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -33,7 +35,12 @@ class Sampler:
         usage(gpus)  # the first reading of the CPU's load only starts its clock
         wait = min(2.0, self._seconds)
         while not self._stop.wait(wait):
-            self._sink(usage(gpus))
+            try:
+                values = usage(gpus)
+            except Exception as error:  # a device that is reset or lost; the work itself will say so
+                _log.warning("System metrics: %s; going on without the GPUs'", error)
+                gpus, values = None, usage()
+            self._sink(values)
             wait = self._seconds
 
 

@@ -18,6 +18,7 @@ import fcntl
 import getpass
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -69,7 +70,8 @@ class Run:
     @property
     def run_id(self) -> str:
         """MLflow's id, "" while the run isn't there yet."""
-        return self._tracker.delivery.run_id(self.key)
+        delivery = self._tracker.delivery
+        return delivery.run_id(self.key) if delivery else ""
 
     def wait_run_id(self, timeout: float = 30.0) -> str:
         """MLflow's id, or "" if MLflow doesn't answer in time."""
@@ -142,14 +144,8 @@ class Tracker:
         self.line: Run | None = None
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self.folder = self.place.state / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.folder.mkdir(parents=True)
-        self._lock = _claim(self.folder)
-        (self.folder / "line.json").write_text(
-            json.dumps(
-                {"uri": self.place.uri, "experiment": experiment, "artifact_root": self.place.artifact_root}
-            )
-        )
-        self.delivery = Delivery(self.folder, live=True)
+        self.delivery: Delivery | None = None
+        self._lock: Any = None
         self.problem: str | None = None  # why the last delivery failed, in MLflow's words
         self._runs: list[Run] = []
         self._guard = threading.Lock()
@@ -163,6 +159,7 @@ class Tracker:
     def start(self) -> None:
         """Begin in the background: import MLflow, make its database, deliver what earlier runs left."""
         with self._guard:
+            self._prepare()
             if not self._thread.is_alive() and not self._ending.is_set():
                 self._thread.start()
                 if self._sampler:
@@ -221,35 +218,43 @@ class Tracker:
             run.finish(status if run is self.line else "FAILED" if status == "FINISHED" else status)
         if self._sampler:
             self._sampler.stop()
-        started = self._thread.is_alive()
         self._ending.set()
         self._wake.set()
-        if started:
-            self._thread.join(timeout)
+        end = time.monotonic() + timeout
         if self._thread.is_alive():
-            _log.warning(
-                "MLflow at %s: not all is delivered (%s); it waits in %s",
-                self.place.uri,
-                self.problem,
-                self.folder,
-            )
-            return False  # its thread may still be in a request, so the folder stays locked until the process ends
-        delivered = self._delivered.is_set()
-        if delivered or not self._runs:
-            _remove(self.folder)
+            self._delivered.wait(timeout)
+        if self._thread.is_alive() and self._delivered.is_set():
+            self._thread.join(max(0.0, end - time.monotonic()))  # what earlier runs had left
+        if self.delivery is None:
+            return True
+        if not self._delivered.is_set():
+            _log.warning("MLflow at %s has not got all yet (%s): %s", self.place.uri, self.problem, self.folder)
+            return False  # the folder stays locked: the thread may be in a request as long as the process lives
+        _remove(self.folder)
         self._lock.close()
-        return delivered
+        return True
 
     def url(self, run: Run | str | None) -> str | None:
         """A link to a run for a person; None while it has no id, or where no server shows it (see place.command)."""
         run_id = run.run_id if isinstance(run, Run) else run
-        if not run_id or not self.place.is_server or not self.delivery.experiment:
+        if not run_id or not self.place.is_server or not self.delivery or not self.delivery.experiment:
             return None
         return f"{self.place.uri}/#/experiments/{self.delivery.experiment}/runs/{run_id}"
 
     def wake(self) -> None:
         """Have the sender look now."""
         self._wake.set()
+
+    def _prepare(self) -> Delivery:
+        """The line's folder, made when there is something to put into it."""
+        if self.delivery is None:
+            self.folder.mkdir(parents=True)
+            self._lock = _claim(self.folder)
+            root = self.place.artifact_root
+            line = {"uri": self.place.uri, "experiment": self.experiment, "artifact_root": root}
+            (self.folder / "line.json").write_text(json.dumps(line))
+            self.delivery = Delivery(self.folder, live=True)
+        return self.delivery
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -264,6 +269,7 @@ class Tracker:
     ) -> Run:
         safe = "".join(c if c.isalnum() or c in "_-." else "_" for c in label)
         with self._guard:
+            self._prepare()
             run = Run(self, f"{len(self._runs):03d}-{safe}")
             self._runs.append(run)
         run.cached = cached
@@ -289,64 +295,57 @@ class Tracker:
 
     def _deliver(self) -> None:
         """The sender's thread."""
-        tasks = [_Task(self.delivery, None)]
-        looked = False
+        delivery = self._prepare()
+        own = _Task(delivery)
+        others: list[_Task] | None = None
         while True:
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
-            ending = (
-                self._ending.is_set()
-            )  # asked before the look at the files: what comes later is seen next time
+            ending = self._ending.is_set()  # asked before the look at the files: what comes later is seen next time
             for run in list(self._runs):
                 run.poll()
-            for task in tasks:
-                task.attempt(hurry=ending)
-            self.problem = tasks[0].problem
-            if not looked and not self.problem:  # earlier runs' rest, once this one has got through
-                looked = True
-                tasks += [_Task(d, lock) for d, lock in _left_behind(self.place.state, self.folder)]
-            if ending and tasks[0].done and self.delivery.finished():
+            own.attempt(hurry=ending)
+            self.problem = own.problem
+            if others is None and not own.problem:  # MLflow is there: now for what earlier runs left
+                others = [_Task(d, lock) for d, lock in _left_behind(self.place.state, self.folder)]
+            for task in others or ():
+                task.attempt()
+            if ending and own.done and delivery.finished():
                 self._delivered.set()
                 break
-        for task in tasks[1:]:
+        for task in others or ():
             task.attempt(hurry=True)
             task.release()
 
 
 class _Task:
-    """A delivery with its patience."""
+    """A delivery with its patience. With a lock, it is an earlier run's, and its folder goes when it is done."""
 
-    def __init__(self, delivery: Delivery, lock: Any):
+    def __init__(self, delivery: Delivery, lock: Any = None):
         self.delivery, self._lock = delivery, lock
         self.done = False
         self.problem: str | None = None
-        self._wait, self._next = POLL_SECONDS, 0.0
+        self._failures, self._failed_at = 0, -math.inf
 
     def attempt(self, hurry: bool = False) -> None:
-        """Try, unless the last failure was too short a while ago."""
-        now = time.monotonic()
-        if (self._lock is not None and self.done) or now < (
-            min(self._next, self._last + 1.0) if hurry else self._next
-        ):
+        """Try, unless the last failure was too short a while ago: a second in a hurry, else ever longer."""
+        wait = min(POLL_SECONDS * 2**self._failures, 1.0 if hurry else LONGEST_WAIT)
+        if (self._lock is not None and self.done) or time.monotonic() - self._failed_at < wait:
             return
-        self._last = now
         try:
             self.done = self.delivery.pump()
-            self.problem, self._wait, self._next = None, POLL_SECONDS, 0.0
         except Exception as error:  # whatever it is, the work that is tracked goes on
-            self.done = False
             if self.problem is None:
-                _log.warning(
-                    "MLflow at %s: %s; trying again", self.delivery.line["uri"], error, exc_info=True
-                )
+                _log.warning("MLflow at %s: %s; trying again", self.delivery.line["uri"], error, exc_info=True)
             self.problem = str(error) or type(error).__name__
-            self._next = time.monotonic() + self._wait
-            self._wait = min(self._wait * 2, LONGEST_WAIT)
+            self._failures, self._failed_at = min(self._failures + 1, 10), time.monotonic()
+            self.done = False
+            self.delivery.reconnect()
+            return
+        self.problem, self._failures, self._failed_at = None, 0, -math.inf
         if self.done and self._lock is not None:
             _remove(self.delivery.folder)
             self.release()
-
-    _last = 0.0
 
     def release(self) -> None:
         if self._lock is not None:
@@ -383,7 +382,7 @@ def _left_behind(state: Path, own: Path) -> list[tuple[Delivery, Any]]:
 def _remove(folder: Path) -> None:
     """The folder has done its work; what MLflow refused stays, beside it."""
     with contextlib.suppress(FileNotFoundError):
-        os.replace(folder / "refused.jsonl", folder.with_name(f"{folder.name}-refused.jsonl"))
+        (folder / "refused.jsonl").replace(folder.with_name(f"{folder.name}-refused.jsonl"))
     shutil.rmtree(folder, ignore_errors=True)
 
 
