@@ -100,7 +100,7 @@ def stream(
 _Step = tuple[list[int], list[int], list[float], list[float]]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what it caches (RoPE tables) is used in training too
 def _decode(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
