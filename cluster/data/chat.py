@@ -82,9 +82,7 @@ def check_messages(messages: Any) -> None:
     expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ValueError(
-                f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.'
-            )
+            raise ValueError(f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.')
         if message.get("role") not in expected:
             raise ValueError(
                 f"Message {number} has the role {message.get('role')!r}; here comes {' or '.join(expected)}: "
@@ -138,9 +136,7 @@ class ChatRows:
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> RowBatch:
         """A rank's part of global batch `step`, see rows.TokenRows.batch; epochs follow one another."""
-        samples = np.arange(step * batch_size, (step + 1) * batch_size)[
-            rank_slice(batch_size, rank, world_size)
-        ]
+        samples = np.arange(step * batch_size, (step + 1) * batch_size)[rank_slice(batch_size, rank, world_size)]
         rows = []
         for epoch, place in zip(*np.divmod(samples, len(self)), strict=True):
             rows.append(self.row(int(Permutation(len(self), (self.seed, "chat", int(epoch)))(place))))

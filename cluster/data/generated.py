@@ -29,6 +29,7 @@ SCHEME = "generated://"
 VERSION = 1  # of what the addresses mean: a change to any generator's output bumps it
 SPLITS = ("train", "heldout")
 HELD_OUT = 10  # one problem in so many
+EXHAUSTED = 1000  # draws of the split in a row that bring nothing new: a small family has no more
 GENERATORS: dict[str, type] = {
     "arithmetic": Arithmetic,
     "parity": Parity,
@@ -106,13 +107,14 @@ def problems(url: str) -> list[Problem]:
     address = parse(url)
     # Without n: an address with more problems starts with those of the same address with fewer.
     rng = random.Random(f"{VERSION}|{address.generator}|{address.seed}|{address.split}")
-    source = (
-        _on_functions(address, rng) if isinstance(address.generator, Signatures) else _drawn(address, rng)
-    )
+    source = _on_functions(address, rng) if isinstance(address.generator, Signatures) else _drawn(address, rng)
     found: dict[tuple[str, str], Problem] = {}
+    stale = 0
     for problem in source:
+        size = len(found)
         found.setdefault((problem.key, problem.question), problem)
-        if len(found) == address.n:
+        stale = 0 if len(found) > size else stale + 1
+        if len(found) == address.n or stale == EXHAUSTED:
             break
     if not found:
         raise ValueError(f"{url!r}: there is no problem in the split {address.split!r}.")
@@ -127,7 +129,7 @@ def held_out(name: str, key: str) -> bool:
 
 def _drawn(address: Address, rng: random.Random) -> Iterator[Problem]:
     wanted = address.split == "heldout"
-    for _ in range(address.n * HELD_OUT * 4 + 1000):  # ends where a small family is exhausted
+    for _ in range(HELD_OUT * (EXHAUSTED + 20 * address.n)):
         problem = address.generator.problem(rng)
         if held_out(address.name, problem.key) == wanted:
             yield problem

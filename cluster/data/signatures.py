@@ -32,7 +32,7 @@ CACHE_VERSION = 1
 class Function(NamedTuple):
     module: str
     qualname: str
-    signature: str  # without self, cls and the return annotation
+    signature: str  # without self, cls and annotations
     summary: str
 
     @property
@@ -94,9 +94,7 @@ def problem(kind: str, f: Function, rng: random.Random, others: list[Function]) 
     count = len(parameters)
     counts = tuple(str(c) for c in (count + 1, count + 2, max(count - 1, 0)))
     question = f"How many parameters does `{f.head}` have?"
-    return Problem(
-        f.summary, question, f"{', '.join(parameters)}. {final(str(count))}", str(count), counts, "number"
-    )
+    return Problem(f.summary, question, f"{', '.join(parameters)}. {final(str(count))}", str(count), counts, "number")
 
 
 def _different(f: Function, rng: random.Random, others: list[Function]) -> list[Function]:
@@ -168,6 +166,8 @@ def usable(module: str, qualname: str, signature: str, summary: str) -> Function
     positional = arguments.posonlyargs or arguments.args
     if positional and positional[0].arg in ("self", "cls") and "." in qualname:
         positional.pop(0)
+    for argument in _all(arguments):
+        argument.annotation = None
     function = Function(module, qualname, f"({ast.unparse(arguments)})", summary)
     return function if len(f"{function.name}{function.signature}") <= HEAD else None
 

@@ -33,6 +33,7 @@ def test_decode_gives_back_what_was_encoded(tokenizer, text):
     assert not set(ids) & {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id}
 
 
+@settings(deadline=None)
 @given(pieces=st.lists(st.sampled_from([*SPECIAL, "<s>", "</s>", "<pad>", "<unk>", " ", "a"])))
 def test_text_never_becomes_a_special_id(tokenizer, pieces):
     ids = tokenizer.encode("".join(pieces))
@@ -91,6 +92,7 @@ def test_an_alphabet_larger_than_the_vocabulary_falls_back_to_bytes():
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab \n\u00e9", max_size=9000))
 def test_training_sentences_join_to_the_text(text):
     parts = list(sentences(text))
