@@ -34,9 +34,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(
-        self, x_BTD: Tensor, segments: Segments, state: KVCache | None = None
-    ) -> tuple[Tensor, KVCache | None]:
+    def forward(self, x_BTD: Tensor, segments: Segments, state: KVCache | None = None) -> tuple[Tensor, KVCache | None]:
         qkv = self.qkv(x_BTD)
         if state is not None:
             mixed = self._cached(qkv, segments, state)

@@ -44,12 +44,7 @@ def load_weights(model: Decoder, folder: Path | str) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != given:
-        wrong = sorted(
-            name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
-        )
-        lines = [
-            f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}"
-            for name in wrong[:5]
-        ]
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        lines = [f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}" for name in wrong[:5]]
         raise ValueError(f"{folder}: {len(wrong)} weights don't fit the config, e.g. " + "; ".join(lines))
     model.load_state_dict(weights)

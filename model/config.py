@@ -93,8 +93,7 @@ class ModelConfig:
                 raise ValueError(f"{name} = {value} must be greater than 0")
         if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: "
-                "change one, or give d_head"
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one, or give d_head"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(
@@ -167,9 +166,7 @@ class TrainConfig:
     grad_clip: float = 1.0  # of the global gradient norm; 0: off
     z_loss: float = 0.0  # times logsumexp(logits)^2
     precision: Precision = "auto"
-    micro_batch_size: int | None = field(
-        default=None, metadata=HOW
-    )  # rows at once on a worker; None: ~4k tokens
+    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows at once on a worker; None: ~4k tokens
     checkpoint_every: int = field(default=200, metadata=HOW)  # steps; 0: only at the end or when stopped
     activation_checkpointing: Checkpointing = field(default="none", metadata=HOW)
 

@@ -40,9 +40,7 @@ def parameters(config: ModelConfig) -> Parameters:
     return Parameters(total, embedding, linear + head)
 
 
-def flops_per_token(
-    config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None
-) -> float:
+def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None) -> float:
     """FLOPs of one token of rows of `seq_len`; `span` overrides the mean number of keys a query sees
     ((seq_len + 1) / 2, for rows of one document each)."""
     span = (seq_len + 1) / 2 if span is None else span

@@ -54,9 +54,7 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
-        self.head = (
-            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def forward(
         self, tokens_BT: Tensor, *, segments: Segments | None = None, state: State | None = None
@@ -78,9 +76,7 @@ class Decoder(nn.Module):
         if self.positions is not None:
             longest = segments.longest if state is not None else T
             if longest > self.config.max_seq_len:
-                raise ValueError(
-                    f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions"
-                )
+                raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
             x = x + self.positions(segments.positions_BT)
         recompute = self.checkpointing == "full" and torch.is_grad_enabled() and state is None
         for layer, block in enumerate(self.blocks):
@@ -147,9 +143,8 @@ class Decoder(nn.Module):
         }
         for prefix, module in self.named_modules():
             if isinstance(module, Block):
-                for part in ("mixer", "feed_forward"):
-                    own = getattr(module, part).parameter_roles()
-                    roles |= {f"{prefix}.{part}.{name}": role for name, role in own.items()}
+                own = module.mixer.parameter_roles()
+                roles |= {f"{prefix}.mixer.{name}": role for name, role in own.items()}
         roles["embedding.weight"] = Role("embedding")
         if self.positions is not None:
             roles["positions.weight"] = Role("embedding")

@@ -55,9 +55,7 @@ class KVCache:
         dtype: torch.dtype,
     ) -> "KVCache":
         shape = (batch, heads, max_len, head_dim)
-        return cls(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        )
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
     def write(self, k_BHTD: Tensor, v_BHTD: Tensor, positions_BT: Tensor) -> None:
         """Put T new keys and values at their positions."""

@@ -175,9 +175,7 @@ def train(
         seconds = time.perf_counter() - begin
         values = {name: value / max(1, valid) for name, value in zip(names, reduced[7:], strict=True)}
         mfu = reduced[5] * 1e9 / seconds / peak
-        report = StepReport(
-            state.step, loss, lr, norm, tokens, tokens / seconds, mfu, seconds, state.skipped, values
-        )
+        report = StepReport(state.step, loss, lr, norm, tokens, tokens / seconds, mfu, seconds, state.skipped, values)
         stopped = reduced[6] > 0
         stop = bool(on_step(report)) if on_step is not None else False
         stopped = (stopped or (stop and world_size == 1)) and state.step < config.steps
@@ -211,9 +209,7 @@ class _Gradients:
         """Sum gradients and scalars over all ranks, and return the scalars."""
         if len(scalars) > TAIL:
             raise ValueError(f"an objective may report {TAIL - 7} extras, not {len(scalars) - 7}")
-        self.tail[: len(scalars)] = torch.stack(
-            [torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars]
-        )
+        self.tail[: len(scalars)] = torch.stack([torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars])
         if world_size > 1:
             dist.all_reduce(self.buffer)
         return self.tail[: len(scalars)].tolist()

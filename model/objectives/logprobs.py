@@ -16,18 +16,14 @@ from model.objectives.next_token import CHUNK_ELEMENTS
 from model.segments import Segments
 
 
-def sequence_logprobs(
-    model: Decoder, tokens_BT: Tensor, mask_BT: Tensor, segments: Segments | None = None
-) -> Tensor:
+def sequence_logprobs(model: Decoder, tokens_BT: Tensor, mask_BT: Tensor, segments: Segments | None = None) -> Tensor:
     """(B, T) float32: log p(token t | tokens before it) where the mask is True, 0 elsewhere.
 
     Rows are right-padded documents (pads change nothing) unless `segments` says otherwise. A first token has
     nothing before it: mask[:, 0] must be False.
     """
     if bool(mask_BT[:, 0].any()):
-        raise ValueError(
-            "mask_BT[:, 0] must be False: the first token of a row has no context to be predicted from"
-        )
+        raise ValueError("mask_BT[:, 0] must be False: the first token of a row has no context to be predicted from")
     hidden_BTD, _ = model(tokens_BT, segments=segments)
     rows, times = mask_BT.nonzero(as_tuple=True)
     picked_N = token_logprobs(
@@ -36,9 +32,7 @@ def sequence_logprobs(
     return torch.zeros(tokens_BT.shape, device=tokens_BT.device).index_put((rows, times), picked_N)
 
 
-def token_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
-) -> Tensor:
+def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None) -> Tensor:
     """(N,) float32 log-probabilities of the targets."""
     if torch.is_autocast_enabled(hidden_ND.device.type):
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))

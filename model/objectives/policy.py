@@ -65,9 +65,7 @@ def group_advantages(rewards_B: Tensor, group: int, kind: Advantage = "dr_grpo")
     grpo: (R - mean) / (std + 1e-6), std with n - 1;  dr_grpo: R - mean;  rloo: R - mean of the others.
     """
     if group < 2 or rewards_B.numel() % group:
-        raise ValueError(
-            f"{rewards_B.numel()} rewards don't make groups of {group}: a group is at least 2 samples"
-        )
+        raise ValueError(f"{rewards_B.numel()} rewards don't make groups of {group}: a group is at least 2 samples")
     rewards = rewards_B.float().view(-1, group)
     centred = rewards - rewards.mean(1, keepdim=True)
     if kind == "grpo":
@@ -91,9 +89,7 @@ def kl_estimate(logp: Tensor, reference: Tensor, kind: KL) -> Tensor:
     return torch.exp(-d) - 1 + d
 
 
-def aggregate(
-    terms_BT: Tensor, mask_BT: Tensor, reduction: Reduction, max_tokens: int
-) -> tuple[Tensor, Tensor]:
+def aggregate(terms_BT: Tensor, mask_BT: Tensor, reduction: Reduction, max_tokens: int) -> tuple[Tensor, Tensor]:
     """(sum, number to divide the global sum by).
 
     token: mean over all tokens of the global batch (DAPO); sequence: mean over sequences of each one's token
@@ -109,9 +105,7 @@ def aggregate(
     return (sums / max_tokens).sum(), sequences
 
 
-def policy_loss(
-    logp_BT: Tensor, batch: PolicyBatch, config: PolicyConfig
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def policy_loss(logp_BT: Tensor, batch: PolicyBatch, config: PolicyConfig) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(loss sum, count, sums to report): -min(r A, clip(r) A) + kl_weight * KL, r = pi / pi_old."""
     mask = batch.mask_BT & (batch.weight_B > 0)[:, None]
     kept = mask.to(logp_BT.dtype)
@@ -137,9 +131,7 @@ def policy_loss(
     return loss, count, extras
 
 
-def policy(
-    model: Decoder, batch: PolicyBatch, config: PolicyConfig
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def policy(model: Decoder, batch: PolicyBatch, config: PolicyConfig) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The objective for `trainer.train`: bind `config` with functools.partial."""
     logp_BT = sequence_logprobs(model, batch.tokens_BT, batch.mask_BT)
     return policy_loss(logp_BT, batch, config)

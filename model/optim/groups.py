@@ -32,9 +32,7 @@ def make_optimizers(model: Decoder, config: TrainConfig) -> list[torch.optim.Opt
         if parameters
     ]
     if groups:
-        adamw = torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
-        )
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
         optimizers.append(adamw)
     return optimizers
 
@@ -58,11 +56,7 @@ def load_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, pat
         name, entry = key.rsplit(":", 1)
         saved.setdefault(name, {})[entry] = value
     parameters = dict(model.named_parameters())
-    mine = {
-        p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
-    }
+    mine = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, values in saved.items():
         parameter = parameters[name]
-        mine[parameter].state[parameter] = {
-            entry: value.to(parameter.device) for entry, value in values.items()
-        }
+        mine[parameter].state[parameter] = {entry: value.to(parameter.device) for entry, value in values.items()}

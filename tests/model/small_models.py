@@ -9,9 +9,7 @@ SMALL = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_
 SHAPES = {
     "llama": ModelConfig(**SMALL),
     "gqa-qk-norm": ModelConfig(**SMALL, n_kv_heads=2, qk_norm=True, tie_embeddings=False),
-    "mqa-geglu-softcap": ModelConfig(
-        **SMALL, n_kv_heads=1, feed_forward="geglu", logit_softcap=3.0, d_head=16
-    ),
+    "mqa-geglu-softcap": ModelConfig(**SMALL, n_kv_heads=1, feed_forward="geglu", logit_softcap=3.0, d_head=16),
     "gpt2": ModelConfig(
         **SMALL, position="learned", norm="layernorm", feed_forward="gelu", bias=True, ff_multiple_of=1
     ),

@@ -24,7 +24,7 @@ def test_weights_that_don_t_fit_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"qk_norm": True, "d_ff": 64}))
     with pytest.raises(
-        ValueError, match=r"feed_forward.w_in.weight: the config says \(128, 32\), the file has"
+        ValueError, match=r"feed_forward.down.weight: the config says \(32, 64\), the file has \(32, 96\)"
     ):
         load_model(tmp_path)
 

@@ -32,12 +32,8 @@ def counted(model, backward: bool) -> tuple[float, float]:
         if backward:
             loss.backward()
     by_op = counter.get_flop_counts()["Global"]
-    products = sum(
-        n for op, n in by_op.items() if str(op) in ("aten.mm", "aten.addmm", "aten.addmm_", "aten.bmm")
-    )
-    assert products + sum(n for op, n in by_op.items() if "scaled_dot_product" in str(op)) == sum(
-        by_op.values()
-    )
+    products = sum(n for op, n in by_op.items() if str(op) in ("aten.mm", "aten.addmm", "aten.addmm_", "aten.bmm"))
+    assert products + sum(n for op, n in by_op.items() if "scaled_dot_product" in str(op)) == sum(by_op.values())
     return products / 32, sum(by_op.values()) / 32 - products / 32
 
 

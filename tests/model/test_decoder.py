@@ -31,26 +31,29 @@ def copy_llama(ours: Decoder, theirs) -> dict[str, str]:
         names[a + "ff_norm.weight"] = [b + "post_attention_layernorm.weight"]
         names[a + "mixer.qkv.weight"] = [b + f"self_attn.{x}_proj.weight" for x in "qkv"]
         names[a + "mixer.out.weight"] = [b + "self_attn.o_proj.weight"]
-        names[a + "feed_forward.w_in.weight"] = [b + f"mlp.{x}_proj.weight" for x in ("gate", "up")]
-        names[a + "feed_forward.w_out.weight"] = [b + "mlp.down_proj.weight"]
+        for x in ("gate", "up", "down"):
+            names[a + f"feed_forward.{x}.weight"] = [b + f"mlp.{x}_proj.weight"]
         if ours.config.qk_norm:
             for x in "qk":
                 names[a + f"mixer.{x}_norm.weight"] = [b + f"self_attn.{x}_norm.weight"]
-    return load(ours, theirs, names, transpose=False)
+    return load(ours, theirs, names)
 
 
-def load(ours, theirs, names, transpose):
+def load(ours, theirs, names):
     given = dict(theirs.named_parameters())
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
-            parameter.copy_(torch.cat([turned(given[n], n, transpose) for n in names[name]]))
+            parameter.copy_(torch.cat([as_ours(given[n], n, ours.config.head_dim) for n in names[name]]))
     return names
 
 
-def turned(tensor, name, transpose):
-    """GPT-2's Conv1D keeps its matrices as (in, out)."""
-    conv = transpose and any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-    return tensor.t() if conv else tensor
+def as_ours(tensor, name, head_dim):
+    """GPT-2's Conv1D keeps its matrices as (in, out); Llama's heads keep RoPE's pairs as (i, i + D/2)."""
+    if any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        return tensor.t()
+    if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")):
+        return tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return tensor
 
 
 def shake(theirs):
@@ -61,7 +64,7 @@ def shake(theirs):
     return theirs.eval()
 
 
-def compare(ours, theirs, names, transpose=False):
+def compare(ours, theirs, names):
     """Logits to 1e-4 and gradients to 1e-3 of an ordinary next-token loss."""
     tokens = random_tokens(3, 20)
     expected = theirs(tokens).logits
@@ -73,10 +76,8 @@ def compare(ours, theirs, names, transpose=False):
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
     given = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        expected = torch.cat([turned(given[n].grad, n, transpose) for n in names[name]])
-        torch.testing.assert_close(
-            parameter.grad, expected, atol=1e-3 * expected.abs().max().item(), rtol=1e-3
-        )
+        expected = torch.cat([as_ours(given[n].grad, n, ours.config.head_dim) for n in names[name]])
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-3 * expected.abs().max().item(), rtol=1e-3)
 
 
 COMMON = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -130,9 +131,9 @@ def test_gpt2_equals_transformers():
             names[f"{a}ff_norm.{x}"] = [f"{b}ln_2.{x}"]
             names[f"{a}mixer.qkv.{x}"] = [f"{b}attn.c_attn.{x}"]
             names[f"{a}mixer.out.{x}"] = [f"{b}attn.c_proj.{x}"]
-            names[f"{a}feed_forward.w_in.{x}"] = [f"{b}mlp.c_fc.{x}"]
-            names[f"{a}feed_forward.w_out.{x}"] = [f"{b}mlp.c_proj.{x}"]
-    compare(ours, theirs, load(ours, shake(theirs), names, transpose=True), transpose=True)
+            names[f"{a}feed_forward.up.{x}"] = [f"{b}mlp.c_fc.{x}"]
+            names[f"{a}feed_forward.down.{x}"] = [f"{b}mlp.c_proj.{x}"]
+    compare(ours, theirs, load(ours, shake(theirs), names))
 
 
 PACKINGS = {

@@ -59,9 +59,7 @@ def test_training_that_can_t_work_is_refused(given, message):
 
 
 def test_pydantic_reads_them_as_parts_of_a_recipe():
-    recipe = Recipe.model_validate(
-        {"model": {"d_model": 128, "pattern": ["attention"]}, "train": {"lr": 0.01}}
-    )
+    recipe = Recipe.model_validate({"model": {"d_model": 128, "pattern": ["attention"]}, "train": {"lr": 0.01}})
     assert recipe.model == ModelConfig(d_model=128) and recipe.train.lr == 0.01
     with pytest.raises(ValidationError, match="n_layer"):
         Recipe.model_validate({"model": {"n_layer": 2}})

@@ -14,9 +14,7 @@ def packings(draw):
     """Rows of one length, cut into documents anywhere."""
     length = draw(st.integers(1, 70))
     rows = draw(st.integers(1, 4))
-    cuts = [
-        draw(st.sets(st.integers(1, length - 1), max_size=10)) if length > 1 else set() for _ in range(rows)
-    ]
+    cuts = [draw(st.sets(st.integers(1, length - 1), max_size=10)) if length > 1 else set() for _ in range(rows)]
     edges = [[0, *sorted(c), length] for c in cuts]
     return [[b - a for a, b in pairwise(row)] for row in edges]
 

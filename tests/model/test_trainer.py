@@ -84,9 +84,7 @@ def test_micro_batches_change_nothing_but_rounding():
     for size in (1, 3):
         _, given, _ = run(replace(CONFIG, micro_batch_size=size))
         for a, b in zip(given, expected, strict=True):
-            assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.grad_norm == pytest.approx(
-                b.grad_norm, rel=1e-4
-            )
+            assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
 
 
 def test_two_workers_get_the_result_of_one_and_stop_together(tmp_path):

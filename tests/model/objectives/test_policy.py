@@ -74,10 +74,7 @@ def test_micro_batches_sum_to_the_batch(reduction):
     logp, batch = make_batch()
     config = PolicyConfig(kl_weight=0.1, reduction=reduction)
     whole, count, _ = policy_loss(logp, batch, config)
-    parts = [
-        policy_loss(logp[i : i + 2], PolicyBatch(*(x[i : i + 2] for x in batch)), config)
-        for i in range(0, 6, 2)
-    ]
+    parts = [policy_loss(logp[i : i + 2], PolicyBatch(*(x[i : i + 2] for x in batch)), config) for i in range(0, 6, 2)]
     assert float(sum(p[0] for p in parts)) == pytest.approx(float(whole))
     assert int(sum(p[1] for p in parts)) == int(count)
 
@@ -141,9 +138,7 @@ def test_k1_and_k3_estimate_the_kl_and_k2_has_its_gradient():
         )
     (expected,) = torch.autograd.grad(kl, logits, retain_graph=True)
     for kind, right in (("k2", True), ("k1", False), ("k3", False)):
-        loss = (
-            logp.detach().exp() * kl_estimate(logp, reference, kind)
-        ).sum()  # samples don't move with the weights
+        loss = (logp.detach().exp() * kl_estimate(logp, reference, kind)).sum()  # samples don't move with the weights
         (given,) = torch.autograd.grad(loss, logits, retain_graph=True)
         assert torch.allclose(given, expected) == right
 

@@ -71,9 +71,7 @@ def test_at_the_reference_dpo_starts_from_log_two_and_a_step_prefers_the_chosen(
     mask[:, 5:] = True
     short = mask.clone()
     short[:, 9:] = False
-    empty = PreferenceBatch(
-        random_tokens(3, 12), mask, random_tokens(3, 12, seed=1), short, torch.zeros(3, 2)
-    )
+    empty = PreferenceBatch(random_tokens(3, 12), mask, random_tokens(3, 12, seed=1), short, torch.zeros(3, 2))
     with torch.no_grad():
         batch = empty._replace(reference_P2=pair_logprobs(model, empty))
     objective = partial(preference, config=PreferenceConfig("dpo", beta=0.5))

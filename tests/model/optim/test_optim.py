@@ -68,7 +68,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(config, optimiz
                 seen[names[p]] = (type(o).__name__, group["weight_decay"])
     assert seen.keys() == set(names.values())
     for name, (kind, decay) in seen.items():
-        matrix = name.endswith("weight") and any(part in name for part in ("qkv", "out", "w_in"))
+        matrix = name.endswith("weight") and any(part in name for part in ("qkv", "mixer.out", "gate", "up", "down"))
         assert decay == (0.1 if matrix or name == "head.weight" else 0.0), name
         assert kind == ("Muon" if matrix and optimizer == "muon" else "AdamW"), name
 
@@ -96,9 +96,7 @@ def test_saved_moments_come_back_bit_for_bit(tmp_path, optimizer):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_schedules_warm_up_linearly_hold_their_ends_and_never_rise_again(schedule):
-    config = TrainConfig(
-        steps=100, warmup_steps=10, lr=2.0, min_lr_ratio=0.1, schedule=schedule, decay_fraction=0.25
-    )
+    config = TrainConfig(steps=100, warmup_steps=10, lr=2.0, min_lr_ratio=0.1, schedule=schedule, decay_fraction=0.25)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(2.0)
