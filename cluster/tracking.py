@@ -313,6 +313,8 @@ class Tracker:
             if ending and own.done and delivery.finished():
                 self._delivered.set()
                 break
+            if ending and not self.folder.exists():
+                break  # another process has delivered it
         for task in others or ():
             task.attempt(hurry=True)
             task.release()

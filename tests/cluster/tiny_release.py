@@ -1,0 +1,46 @@
+"""A release step over a tiny model and made-up evaluations."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+from tiny_model import make_model
+
+from cluster.release import STAGE, ReleaseConfig
+from cluster.stage import Stage, Step, Workspace
+
+GATE = ({"metric": "bpb", "mode": "min"}, {"metric": "reward", "mode": "max", "max_regression": 0.1})
+
+
+class ModelConfig(BaseModel):
+    seed: int = 0
+
+
+class EvaluationConfig(BaseModel):
+    bpb: float = 2.0
+    reward: float = 0.5
+
+
+def _model(ws: Workspace) -> dict:
+    make_model(ws.out, ws.config.seed)
+    (ws.out / "train.json").write_text("{}")  # an artifact's file that the registered model doesn't need
+    return {"loss": 1.0}
+
+
+def _evaluation(ws: Workspace) -> dict:
+    Path(ws.out / "metrics.json").write_text(json.dumps({}))
+    return {"bpb": ws.config.bpb, "bpb/prose": ws.config.bpb + 0.1, "reward": ws.config.reward}
+
+
+MODEL = Stage("pretrain", "model", 1, ModelConfig, _model)
+EVALUATE = Stage("evaluate", "evaluation", 1, EvaluationConfig, _evaluation)
+
+
+def release_step(bpb: float = 2.0, reward: float = 0.5, seed: int = 0, **config) -> Step:
+    """Fields of `config` are ReleaseConfig's."""
+    model = Step("pretrain", MODEL, ModelConfig(seed=seed), {})
+    scores = Step("evaluate", EVALUATE, EvaluationConfig(bpb=bpb, reward=reward), {"model": model})
+    before = Step("evaluate-base", EVALUATE, EvaluationConfig(bpb=4.0), {"model": model})
+    fields = {"name": "tiny", "metrics": GATE, **config}
+    inputs = {"model": model, "evaluation": scores, "base_evaluation": before}
+    return Step("release", STAGE, ReleaseConfig.model_validate(fields), inputs)
