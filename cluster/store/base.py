@@ -100,9 +100,7 @@ def check_key(key: str) -> str:
     """`key` itself, if it stays within the store."""
     parts = key.split("/")
     if key and (key.startswith("/") or "\\" in key or any(p in ("", ".", "..") for p in parts)):
-        raise ValueError(
-            f"Not a store key: {key!r}. A key is a relative path with '/' and without '.' or '..'."
-        )
+        raise ValueError(f"Not a store key: {key!r}. A key is a relative path with '/' and without '.' or '..'.")
     return key
 
 

@@ -48,16 +48,12 @@ def describe(folder: Path) -> dict[str, FileEntry]:
     """
     for path in folder.rglob("*"):
         if path.is_symlink():
-            raise ValueError(
-                f"{path} is a link: what is published must hold its own bytes. Copy the file instead."
-            )
+            raise ValueError(f"{path} is a link: what is published must hold its own bytes. Copy the file instead.")
     names = files_in(folder)
     if MANIFEST in names:
         raise ValueError(f"{folder} has a file {MANIFEST}: that name is the store's own. Use another.")
     digests = sha256_files(folder / n for n in names)
-    return {
-        n: FileEntry(size=(folder / n).stat().st_size, sha256=d) for n, d in zip(names, digests, strict=True)
-    }
+    return {n: FileEntry(size=(folder / n).stat().st_size, sha256=d) for n, d in zip(names, digests, strict=True)}
 
 
 def missing(store: Store, prefix: str, files: Mapping[str, FileEntry]) -> str | None:

@@ -54,9 +54,7 @@ class LocalStore:
     def folders(self, prefix: str = "") -> Iterator[str]:
         top = self._path(prefix)
         if top.is_dir():
-            yield from sorted(
-                p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith(TEMPORARY)
-            )
+            yield from sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith(TEMPORARY))
 
     def stat(self, key: str) -> Entry | None:
         path = self._path(key)
@@ -157,9 +155,7 @@ class LocalStore:
         moved = (target / MANIFEST).read_bytes() if (target / MANIFEST).is_file() else None
         if moved == seen:
             return True
-        with contextlib.suppress(
-            OSError
-        ):  # a newer one, by mistake: put it back, unless its place is taken again
+        with contextlib.suppress(OSError):  # a newer one, by mistake: put it back, unless its place is taken again
             target.rename(self._path(key))
         return False
 

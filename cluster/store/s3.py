@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ MAX_PARTS = 1_000  # AWS takes 10,000, Swift as many as this
 UPLOADS = 4  # files, and parts of a file, at once
 SETTLE_SECONDS = 1.5  # how long a put of a manifest may still be on its way when another's is seen
 _log = logging.getLogger(__name__)
+_honours: dict[tuple[str, str], bool] = {}  # (endpoint, bucket) -> its answer to the probe
+_probing = threading.Lock()
 
 
 class S3Store:
@@ -96,7 +99,7 @@ class S3Store:
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         condition: dict[str, Any] = {}
         if if_absent:
-            condition = {"IfNoneMatch": "*"} if conditional(self.url) else {}
+            condition = {"IfNoneMatch": "*"} if self.conditional() else {}
             if self.stat(key) is not None:
                 return False  # asked also for the sake of servers that ignore the condition
 
@@ -106,9 +109,7 @@ class S3Store:
         try:
             ask(
                 f"write {self.url}/{key}",
-                lambda: client().put_object(
-                    **self._where(key), Body=data, ContentMD5=_md5(data), **condition
-                ),
+                lambda: client().put_object(**self._where(key), Body=data, ContentMD5=_md5(data), **condition),
                 refused,
             )
         except Exception as error:
@@ -220,6 +221,34 @@ class S3Store:
             list(pool.map(copy, keys))
         self.delete_prefix(src)
 
+    def conditional(self) -> bool:
+        """Whether the server honours If-None-Match; asked once a process."""
+        endpoint = client().meta.endpoint_url
+        with _probing:
+            if (endpoint, self.bucket) not in _honours:
+                _honours[endpoint, self.bucket] = self._probe()
+                if not _honours[endpoint, self.bucket]:
+                    _log.warning(
+                        "The server of %s ignores If-None-Match. Artifacts stay whole; two runs that make the same "
+                        "one at the same time may each pay for an upload.",
+                        self.url,
+                    )
+            return _honours[endpoint, self.bucket]
+
+    def _probe(self) -> bool:
+        """Write one object twice: the second is to be refused."""
+        from botocore.exceptions import ClientError
+
+        where = self._where(f"work/probe-{uuid.uuid4().hex}")
+        ask(f"write to {self.url}", lambda: client().put_object(**where, Body=b"probe"))
+        try:
+            client().put_object(**where, Body=b"probe", IfNoneMatch="*")
+            return False
+        except ClientError as error:
+            return status(error) == 412
+        finally:
+            ask(f"delete in {self.url}", lambda: _ignoring_absent(lambda: client().delete_object(**where)))
+
     def commit(self, folder: Path, key: str, manifest: Callable[[str], bytes]) -> bool:
         if self.stat(join(key, MANIFEST)):
             return False
@@ -234,9 +263,7 @@ class S3Store:
                 break
             self.delete_prefix(prefix)  # someone cleared the place meanwhile
         else:
-            raise StoreError(
-                f"Can't publish {key} in {self.url}: files that were uploaded are not all there."
-            )
+            raise StoreError(f"Can't publish {key} in {self.url}: files that were uploaded are not all there.")
         mine = manifest(prefix + "/")
         shown = self.write(join(key, MANIFEST), mine, if_absent=True)
         if self._alone(key, nonce):
@@ -289,30 +316,6 @@ class S3Store:
 
     def folder(self, key: str) -> Path | None:
         return None
-
-
-@functools.cache
-def conditional(url: str) -> bool:
-    """Whether the server honours If-None-Match; asked once a process, by writing one object twice."""
-    from botocore.exceptions import ClientError
-
-    store = S3Store(url)
-    where = store._where(f"work/probe-{uuid.uuid4().hex}")
-    ask(f"write to {url}", lambda: client().put_object(**where, Body=b"probe"))
-    try:
-        client().put_object(**where, Body=b"probe", IfNoneMatch="*")
-        honoured = False
-    except ClientError as error:
-        honoured = status(error) == 412
-    finally:
-        ask(f"delete in {url}", lambda: _ignoring_absent(lambda: client().delete_object(**where)))
-    if not honoured:
-        _log.warning(
-            "The server of %s ignores If-None-Match. Artifacts stay whole; two runs that make the same one "
-            "at the same time may each pay for an upload.",
-            url,
-        )
-    return honoured
 
 
 def _ignoring_absent(call: Callable[[], Any]) -> None:

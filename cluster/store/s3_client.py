@@ -56,9 +56,7 @@ def _client(pid: int, endpoint: str | None, key_id: str | None) -> Any:
         "response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
     }
     if endpoint:
-        options["s3"] = {
-            "addressing_style": "path"
-        }  # bucket.host needs a wildcard name, which few servers have
+        options["s3"] = {"addressing_style": "path"}  # bucket.host needs a wildcard name, which few servers have
     session = boto3.Session()
     region = session.region_name or ("us-east-1" if endpoint else None)
     return session.client("s3", config=Config(**options), region_name=region)
@@ -191,9 +189,7 @@ class _Object(io.RawIOBase):
             try:
                 if self._body is None:
                     # IfMatch: half of one version and half of the next would be a text that never was
-                    answer = client().get_object(
-                        **self._where, Range=f"bytes={self._position}-", IfMatch=self._etag
-                    )
+                    answer = client().get_object(**self._where, Range=f"bytes={self._position}-", IfMatch=self._etag)
                     self._body = answer["Body"]
                 data = self._body.read(wanted)
                 if not data:

@@ -72,9 +72,7 @@ def digest_source(url: str | Path) -> str:
         raise ValueError(f"Nothing is at {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
     if text.startswith("s3://"):
         return _digest([[f.name, f.size, f.etag] for f in files])
-    return _digest(
-        [[f.name, d] for f, d in zip(files, remembered_sha256(Path(f.url) for f in files), strict=True)]
-    )
+    return _digest([[f.name, d] for f, d in zip(files, remembered_sha256(Path(f.url) for f in files), strict=True)])
 
 
 def _digest(value: object) -> str:
@@ -120,8 +118,7 @@ def _expand_s3(url: str) -> list[SourceFile]:
         base = key.rstrip("/")
         found = [o for o in list_objects(bucket, base + "/" if base else "") if not o.key.endswith("/")]
     files = [
-        SourceFile(f"s3://{bucket}/{o.key}", o.key[len(base) :].lstrip("/"), o.size, o.etag.strip('"'))
-        for o in found
+        SourceFile(f"s3://{bucket}/{o.key}", o.key[len(base) :].lstrip("/"), o.size, o.etag.strip('"')) for o in found
     ]
     return sorted(files, key=lambda f: f.name)
 
