@@ -26,15 +26,11 @@ SAMPLES = 5
 def show(run: Run, console: Console) -> None:
     """The closing tables of a run that went through."""
     console.print()
-    console.print(stages_table(run))
-    quality = quality_table(run)
-    if quality.row_count:
-        console.print(quality)
+    put(stages_table(run), console)
+    put(quality_table(run), console)
     for line in alignment_lines(run):
         console.print(line, highlight=False)
-    samples = samples_table(run)
-    if samples.row_count:
-        console.print(samples)
+    put(samples_table(run), console)
     for line in release_lines(run):
         console.print(line, highlight=False)
     where(run, console)
@@ -49,7 +45,16 @@ def artifact_of(run: Run, step: str) -> Artifact | None:
 
 
 def plain_table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    return Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def put(table: Table, console: Console) -> None:
+    """The table under its title, which may be wider than it; nothing for an empty one."""
+    if table.row_count:
+        title, table.title = table.title, None
+        console.print(Text(str(title), style="bold"))
+        console.print(table)
+        console.print()
 
 
 def stages_table(run: Run) -> Table:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.stage import Stopped
 from flows import artifacts
@@ -84,7 +84,10 @@ def walk(run: Run) -> State:
             return Cancelled(name="Stopped", message=f"{step.name}: {state.message}")
         if not state.is_completed():
             run.status = "FAILED"
-            return state
+            error = state.result(raise_on_failure=False)
+            if isinstance(error, BaseException):
+                run.errors.setdefault(step.name, error)
+            return Failed(message=f"{step.name}: {error}")
     artifacts.closing(run)
     return Completed(message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from flows.closing import plain_table
+from flows.closing import plain_table, put
 from flows.show import count, duration, size
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
         more = len(step.reasons) - MAX_REASONS
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
         table.add_row(step.name, "runs", about, escape(why))
-    console.print(table)
+    put(table, console)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""
         console.print(f"About {duration(total)} of work{beside}, and up to 20 s to start.", highlight=False)
@@ -157,7 +157,7 @@ def _costs(recipe: Recipe, names: Sequence[str], console: Console) -> dict[str, 
     rate = matmul_peak(device, dtype)
     console.print(
         Text(
-            f"Here: {count(rate)}FLOP/s of matrix products on {device} in {str(dtype).removeprefix('torch.')} "
+            f"Here: {rate / 1e9:,.0f} GFLOP/s of matrix products on {device} in {str(dtype).removeprefix('torch.')} "
             f"({why}); training is reckoned at {UTILISATION[device]:.0%} of that"
         )
     )
@@ -170,5 +170,5 @@ def _costs(recipe: Recipe, names: Sequence[str], console: Console) -> dict[str, 
             table.add_row(
                 cost.name, count(cost.tokens), f"{cost.flops:.2e}", size(cost.memory), f"~{duration(cost.seconds)}"
             )
-        console.print(table)
+        put(table, console)
     return {cost.name: cost for cost in costs}

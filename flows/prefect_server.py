@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-START_SECONDS = 120  # the very first start also makes Prefect's database
+START_SECONDS = 300  # the very first start also makes Prefect's database
 
 
 def configured_api() -> str | None:

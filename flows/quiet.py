@@ -25,6 +25,7 @@ QUIET = {
     "PREFECT_CLIENT_ENABLE_METRICS": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+PLAIN_WIDTH = 120  # of tables in a file or a pipe
 
 
 def log_path(store: str, name: str) -> Path:
@@ -43,7 +44,7 @@ def quiet(path: Path) -> Iterator[Console]:
         sys.stdout.flush()
         sys.stderr.flush()
     old_stdout, old_stderr = sys.stdout, sys.stderr
-    width = None if _is_terminal(0) else _width()
+    width = None if _is_terminal(0) and _is_terminal(1) else _width() or PLAIN_WIDTH
     saved = os.dup(1), os.dup(2)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     text = os.fdopen(os.dup(log), "w", buffering=1, encoding="utf-8", errors="backslashreplace")

@@ -36,6 +36,11 @@ from flows.recipe_validate import validate
 from model.config import ModelConfig, TrainConfig
 
 
+def by_default(table: Any) -> Any:
+    """A table that is all defaults where the recipe doesn't have it."""
+    return Field(default_factory=table)
+
+
 class StoreConfig(BaseModel):
     """`store = "…"`, or a table `[store]` with the same as `url`."""
 
@@ -57,20 +62,20 @@ class Recipe(BaseModel):
 
     name: str = Field(description="letters, digits, dashes; names the run and, by default, the registered model")
     seed: int = Field(0, ge=0)
-    store: StoreConfig = Field(default_factory=StoreConfig)
+    store: StoreConfig = by_default(StoreConfig)
     sources: tuple[Source, ...] = Field(min_length=1)
-    corpus: CorpusTable = Field(default_factory=CorpusTable)
-    filter: FilterConfig = Field(default_factory=FilterConfig)
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    pack: PackConfig = Field(default_factory=PackConfig)
+    corpus: CorpusTable = by_default(CorpusTable)
+    filter: FilterConfig = by_default(FilterConfig)
+    tokenizer: TokenizerConfig = by_default(TokenizerConfig)
+    pack: PackConfig = by_default(PackConfig)
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     instruct: InstructConfig | None = None
     rlhf: RlhfConfig | None = None
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    evaluate: EvaluateConfig = by_default(EvaluateConfig)
     release: ReleaseConfig | None = None
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = by_default(ClusterConfig)
+    tracking: TrackingConfig = by_default(TrackingConfig)
     _layers: Layers | None = PrivateAttr(None)
 
     @field_validator("name")

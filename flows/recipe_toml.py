@@ -217,24 +217,18 @@ def _set(layers: Layers, text: str) -> None:
     here: Any = layers.values
     loc: tuple[Any, ...] = ()
     while True:
-        step: str | int
-        if isinstance(here, list):
-            step, used = _entry(here, parts, shown, layers.key(loc))
-        else:
-            step, used = parts[0], 1
+        step, used = _entry(here, parts, shown, layers.key(loc))
         parts = parts[used:]
         loc = (*loc, step)
         if not parts:
             break
-        if isinstance(here, dict) and not isinstance(here.get(str(step)), dict | list):
-            if here.get(str(step)) not in (None, True, False):
-                raise RecipeError(
-                    shown,
-                    f"{layers.key(loc)} is {kind_of(here[str(step)])}, not a table with keys of its own.",
-                )
-            here[str(step)] = {}
+        inner = here.get(step) if isinstance(step, str) else here[step]
+        if not isinstance(inner, dict | list):
+            if inner not in (None, True, False):
+                raise RecipeError(shown, f"{layers.key(loc)} is {kind_of(inner)}, not a table with keys of its own.")
+            inner = here[step] = {}
             layers.origins[loc] = Origin(shown)
-        here = here[step]
+        here = inner
     value = parse_value(raw)
     for old in [o for o in layers.origins if o[: len(loc)] == loc]:
         del layers.origins[old]
@@ -243,8 +237,10 @@ def _set(layers: Layers, text: str) -> None:
         layers.origins[inner] = Origin(shown, raw=raw if inner == loc else None)
 
 
-def _entry(entries: list[Any], parts: list[str], shown: str, table: str) -> tuple[int, int]:
-    """An entry of a list of tables by number or by name (a name may hold dots): (index, parts used)."""
+def _entry(entries: Any, parts: list[str], shown: str, table: str) -> tuple[Any, int]:
+    """(the next key, the parts it used up): in a list of tables a number, or a name, which may hold dots."""
+    if not isinstance(entries, list):
+        return parts[0], 1
     if parts[0].isdigit() and int(parts[0]) < len(entries):
         return int(parts[0]), 1
     names = [str(e.get("name")) if isinstance(e, dict) else str(i) for i, e in enumerate(entries)]

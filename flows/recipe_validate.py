@@ -93,13 +93,11 @@ def _within(layers: Layers, loc: Loc) -> Loc:
     here: Any = layers.values
     kept: list[str | int] = []
     for part in loc:
-        if (isinstance(here, dict) and part in here) or (
-            isinstance(here, list) and isinstance(part, int) and part < len(here)
-        ):
-            here = here[part]
-            kept.append(part)
-        else:
+        try:
+            here = None if isinstance(here, str) else here[part]
+        except (KeyError, IndexError, TypeError):
             break
+        kept.append(part)
     return tuple(kept)
 
 

@@ -205,7 +205,10 @@ class Run:
             )
         else:
             self._finish_tracked(name, "FINISHED", outcome)
-        self.screen.end(name, outcome)
+        try:
+            self.screen.end(name, outcome)
+        except Exception:  # what is shown never decides what is done
+            _log.exception("showing %s", name)
         return outcome
 
     def _begin(self, stage: Stage, ws: Workspace) -> None:

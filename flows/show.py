@@ -69,8 +69,10 @@ def facts(artifact: Artifact) -> str:
                 words.append(f"{count(_total(lost))} {name}")
     elif artifact.kind == "tokenizer" and "vocab_size" in s:
         words.append(f"{count(s['vocab_size'])} pieces")
-        if "bytes_per_token" in s:
-            words.append(f"{s['bytes_per_token']:.2f} bytes per token")
+        rates = s.get("bytes_per_token") or {}
+        if isinstance(rates, dict) and rates:
+            shown = ", ".join(f"{k} {v:.2f}" for k, v in rates.items() if isinstance(v, int | float))
+            words.append(f"bytes per token: {shown}")
     elif artifact.kind == "tokens" and "tokens" in s:
         words.append(f"{count(_total(s['tokens']))} tokens")
     elif artifact.kind == "model":

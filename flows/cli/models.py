@@ -24,16 +24,16 @@ def models(
 
         registry = Registry()
         if name is None:
-            console.print(all_models(registry))
+            all_models(registry, console)
         elif "@" in name or "/" in name:
             uri = name if name.startswith("models:/") else f"models:/{name}"
             one_version(registry.get(uri), console)
         else:
-            console.print(versions_table(name, registry.versions(name)))
+            versions_table(name, registry.versions(name), console)
 
 
-def all_models(registry: Registry) -> Any:
-    from flows.closing import plain_table
+def all_models(registry: Registry, console: Any) -> None:
+    from flows.closing import plain_table, put
 
     table = plain_table(f"Registered models in {registry.place.uri}")
     for column in ("model", "versions", "aliases", "newest"):
@@ -43,15 +43,15 @@ def all_models(registry: Registry) -> Any:
         aliases = [f"@{a}={v.version}" for v in versions for a in v.aliases]
         newest = when(versions[0]) if versions else ""
         table.add_row(model, str(len(versions)), " ".join(aliases), newest)
+    put(table, console)
     if not table.row_count:
-        return f"No model is registered in {registry.place.uri} yet: tokenmill run demo makes one."
-    return table
+        console.print(f"No model is registered in {registry.place.uri} yet: tokenmill run demo makes one.")
 
 
-def versions_table(name: str, versions: list[Version]) -> Any:
+def versions_table(name: str, versions: list[Version], console: Any) -> None:
     from rich.markup import escape
 
-    from flows.closing import plain_table
+    from flows.closing import plain_table, put
 
     known = {m for v in versions for m in v.metrics}
     metrics = [*sorted(known & {"bpb"}), *sorted(m for m in known if m.startswith("task/"))]
@@ -62,13 +62,13 @@ def versions_table(name: str, versions: list[Version]) -> Any:
         scores = [f"{v.metrics[m]:.3f}" if m in v.metrics else "" for m in metrics]
         aliases = " ".join(f"@{a}" for a in v.aliases)
         table.add_row(str(v.version), aliases, v.gate, *scores, when(v), escape(v.reason))
-    return table
+    put(table, console)
 
 
 def one_version(v: Version, console: Any) -> None:
     from rich.text import Text
 
-    from flows.closing import plain_table
+    from flows.closing import plain_table, put
     from flows.show import count
 
     head = plain_table(f"{v.name} version {v.version}")
@@ -87,7 +87,7 @@ def one_version(v: Version, console: Any) -> None:
     for key, value in rows.items():
         if value:
             head.add_row(key, Text(value))
-    console.print(head)
+    put(head, console)
     for title, values in (("Metrics", v.metrics), ("Lineage, inputs first", v.lineage)):
         if values:
             table = plain_table(title)
@@ -96,7 +96,7 @@ def one_version(v: Version, console: Any) -> None:
             table.add_column("")
             for key, value in values.items():
                 table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-            console.print(table)
+            put(table, console)
 
 
 def when(v: Version) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.errors import BAD_INPUT, paragraph, say, told
+from flows.cli.errors import BAD_INPUT, paragraph, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def run(
         read = read_recipe(recipe, overrides)
     path = log_path(read.store.url, read.name)
     with quiet(path) as console:
-        _log_to(path)
+        _log()
         code = go(recipe, overrides, until, console, path)
     if code:
         raise typer.Exit(code)
@@ -56,12 +56,16 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
 
     from cluster.artifact import Artifacts
     from flows import graph, plan
+    from flows.quiet import PLAIN_WIDTH
     from flows.recipe import read_recipe
 
     with told():
         read = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(read), until)
-        plan.show(read, steps, Artifacts(read.store.url), Console(highlight=False))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = PLAIN_WIDTH
+        plan.show(read, steps, Artifacts(read.store.url), console)
 
 
 def go(recipe: str, overrides: list[str], until: str | None, console: Console, log: Path) -> int:
@@ -108,8 +112,9 @@ def work(run: Run) -> int:
     run.screen.close()
     if run.stop() or state.is_cancelled():
         return stopped(run, state)
-    name, error = next(iter(run.errors.items()), ("", None))
-    return failed(run, error or RuntimeError(state.message or state.name), run.screen.console, name)
+    name, error = next(iter(run.errors.items()), ("", RuntimeError(state.message or state.name)))
+    logging.getLogger(__name__).error("%s failed", name, exc_info=error)
+    return failed(run, error, run.screen.console, name)
 
 
 def stopped(run: Run, state: Any) -> int:
@@ -142,9 +147,9 @@ def same_command(run: Run) -> str:
     return " ".join(shlex.quote(w) for w in words)
 
 
-def _log_to(path: Path) -> None:
+def _log() -> None:
     """Python's own logging goes to the log file too, which stderr is by now."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-
-
-__all__ = ["run", "say"]
+    shape = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=shape, force=True)
+    for chatty in ("httpx", "alembic", "mlflow.store.db"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
