@@ -155,18 +155,18 @@ def explain(step: Step, previous: Manifest) -> list[str]:
 
 def previous(step: Step, artifacts: Artifacts) -> Manifest | None:
     """The manifest to compare with: the newest of this stage and step name, None if there is none."""
-    made = [
-        m for m in artifacts.manifests(step.stage.kind) if (m.stage, m.name) == (step.stage.name, step.name)
-    ]
+    made = [m for m in artifacts.manifests(step.stage.kind) if (m.stage, m.name) == (step.stage.name, step.name)]
     return max(made, key=lambda m: m.created, default=None)
 
 
 def find(step: Step, artifacts: Artifacts) -> Artifact | None:
     """The step's artifact, if it is whole and still holds."""
     found = artifacts.find(step.stage.kind, fingerprint(step))
-    if found and step.stage.still_valid and not step.stage.still_valid(found, step.config):
-        return None
-    return found
+    return found if found and _holds(step, found) else None
+
+
+def _holds(step: Step, found: Artifact) -> bool:
+    return step.stage.still_valid is None or step.stage.still_valid(found, step.config)
 
 
 def run_step(
@@ -186,15 +186,16 @@ def run_step(
         Stopped: `stopping` turned true and the stage ended with a checkpoint.
     """
     begun = time.perf_counter()
-    if not force:
-        found = find(step, artifacts)
-        if found:
-            return Outcome(found, True, time.perf_counter() - begun)
+    there = artifacts.find(step.stage.kind, fingerprint(step))
+    if there and not force and _holds(step, there):
+        return Outcome(there, True, time.perf_counter() - begun)
     wiring = (progress, stopping, {} if context is None else context)
     for last in (False, True):
         inputs = {role: _input(source, artifacts, wiring) for role, source in step.inputs.items()}
         try:
-            artifact = _make(step, inputs, artifacts, wiring, force)
+            if force:
+                artifacts.checkpoints(fingerprint(step)).clear()  # from the start, not from where another had come
+            artifact = _make(step, inputs, artifacts, wiring, there)
             return Outcome(artifact, False, time.perf_counter() - begun)
         except Corrupt:  # an input, found out by a reader, who has set it aside: made again, once
             if last:
@@ -205,9 +206,7 @@ def run_step(
 Wiring = tuple[Progress, Callable[[], bool], RunContext]
 
 
-def _make(
-    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, force: bool
-) -> Artifact:
+def _make(step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, force: bool) -> Artifact:
     mark = fingerprint(step)
     checkpoints = artifacts.checkpoints(mark)
     if force:
@@ -231,9 +230,7 @@ def _make(
         summary = step.stage.run(workspace)
         wall = time.perf_counter() - started
         if not isinstance(summary, dict):
-            raise TypeError(
-                f"Stage {step.stage.name!r} returned a {type(summary).__name__}: a summary is a dict."
-            )
+            raise TypeError(f"Stage {step.stage.name!r} returned a {type(summary).__name__}: a summary is a dict.")
         manifest = Manifest(
             kind=step.stage.kind,
             stage=step.stage.name,
@@ -250,9 +247,8 @@ def _make(
             wall_seconds=round(wall, 3),
             device_seconds=round(wall * float(summary.get("devices", 1)), 3),
         )
-        if artifacts.manifest(step.stage.kind, mark) and (force or find(step, artifacts) is None):
-            reason = "it was made again by force" if force else "it no longer holds"
-            artifacts.set_aside(step.stage.kind, mark, reason)
+        if replaced and artifacts.manifest(step.stage.kind, mark) == replaced.manifest:
+            artifacts.set_aside(step.stage.kind, mark, "it was made again, by force or because it no longer held")
         artifact = artifacts.publish(manifest, out)
         checkpoints.clear()
     return artifact
@@ -268,9 +264,7 @@ def _input(step: Step, artifacts: Artifacts, wiring: Wiring) -> Artifact:
         with contextlib.suppress(Corrupt):  # set aside: the next round makes it
             artifact.path()
             return artifact
-    raise Corrupt(
-        f"{step.name}: the artifact was damaged again right after it was made. Is the disk failing?"
-    )
+    raise Corrupt(f"{step.name}: the artifact was damaged again right after it was made. Is the disk failing?")
 
 
 def _config_json(config: Any) -> dict[str, Any]:

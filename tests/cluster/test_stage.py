@@ -1,0 +1,466 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, create_model
+
+from cluster.artifact import Artifacts, Corrupt
+from cluster.identity import canonical_json, field_sides
+from cluster.stage import (
+    Stage,
+    Step,
+    Stopped,
+    digest_source,
+    explain,
+    find,
+    fingerprint,
+    how,
+    identity,
+    previous,
+    run_step,
+)
+from cluster.store import folder as folder_module
+from cluster.store import open_store
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int = 8
+    layers: tuple[str, ...] = ("attention",)
+    kernel: str = field(default="auto", metadata={"identity": False})
+
+
+class Config(BaseModel):
+    text: str = "a"
+    rate: float = 0.5
+    shape: Shape = Shape()
+    sources: list[str] = Field(default_factory=list)
+    workers: int = how(2, ge=1)
+
+
+def write_text(ws) -> dict:
+    (ws.out / "text").write_text(ws.config.text + "".join((a.path() / "text").read_text() for a in ws.inputs.values()))
+    ws.events.metrics(1, {"loss": 0.5})
+    return {"length": len(ws.config.text), "devices": 3}
+
+
+def stage(run=write_text, name="corpus", **kw) -> Stage:
+    return Stage(**{"name": name, "kind": name, "version": 1, "config": Config, "run": run, **kw})
+
+
+def line(config: Config | None = None, run=write_text, **kw) -> Step:
+    corpus = Step("corpus", stage(**kw), config or Config(), {})
+    return Step("filter", stage(run, name="documents"), Config(text="b"), {"corpus": corpus})
+
+
+# ---- the fingerprint
+
+
+def test_only_what_differs_from_its_default_is_in_the_identity():
+    assert identity(Config()) == {}
+    config = Config(text="b", shape=Shape(width=16), sources=["x"], workers=9)
+    assert identity(config) == {"text": "b", "shape": {"width": 16}, "sources": ["x"]}
+
+
+def test_what_only_changes_how_the_work_runs_leaves_the_fingerprint():
+    changed = Config(workers=64, shape=Shape(kernel="flash"))
+    assert fingerprint(line(changed)) == fingerprint(line())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(text="b"),
+        Config(rate=0.25),
+        Config(shape=Shape(width=9)),
+        Config(shape=Shape(layers=())),
+        Config(sources=["x"]),
+    ],
+)
+def test_what_changes_the_result_changes_the_fingerprint_of_all_that_follows(config):
+    changed, before = line(config), line()
+    assert fingerprint(changed.inputs["corpus"]) != fingerprint(before.inputs["corpus"])
+    assert fingerprint(changed) != fingerprint(before)
+
+
+def test_a_new_field_with_a_default_leaves_old_artifacts_valid():
+    Grown = create_model("Grown", __base__=Config, extra_rule=(bool, False))
+    old = Step("corpus", stage(), Config(text="x"), {})
+    assert fingerprint(Step("corpus", stage(config=Grown), Grown(text="x"), {})) == fingerprint(old)
+    assert fingerprint(Step("corpus", stage(config=Grown), Grown(text="x", extra_rule=True), {})) != fingerprint(old)
+
+
+def test_a_new_version_of_a_stage_makes_all_that_follows_anew():
+    assert fingerprint(line(version=2)) != fingerprint(line())
+
+
+def test_the_name_of_a_step_is_not_in_its_fingerprint_and_the_role_of_an_input_is():
+    corpus = line().inputs["corpus"]
+    other = Step("other name", stage(name="documents"), Config(text="b"), {"corpus": corpus})
+    assert fingerprint(other) == fingerprint(line())
+    assert fingerprint(Step("filter", stage(name="documents"), Config(text="b"), {"base": corpus})) != fingerprint(
+        line()
+    )
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    code = (
+        "from tests.cluster.test_stage import *\n"
+        "c = Config(text='ü', rate=1, shape=Shape(layers=('a', 'b')), sources=['z', 'a'])\n"
+        "print(fingerprint(line(c)))"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("0", "1")
+    }
+    prints.add(fingerprint(line(Config(text="ü", rate=1.0, shape=Shape(layers=("a", "b")), sources=["z", "a"]))))
+    assert len(prints) == 1
+
+
+def test_a_fingerprint_is_what_it_was_when_this_was_written():
+    """A change here orphans every artifact that anyone has: it must be meant."""
+    assert fingerprint(line(Config(text="b", rate=2, shape=Shape(width=16)))) == "078adedbfae292f6eed3"
+
+
+def test_the_members_of_a_union_are_told_apart():
+    class Uniform(BaseModel):
+        kind: Literal["uniform"] = "uniform"
+        size: int = 1
+
+    class Normal(BaseModel):
+        kind: Literal["normal"] = "normal"
+        size: int = 1
+
+    class Holder(BaseModel):
+        noise: Uniform | Normal = Field(discriminator="kind")
+
+    assert identity(Holder(noise=Uniform())) != identity(Holder(noise=Normal()))
+
+
+def test_a_changed_default_of_a_nested_config_is_noticed_by_its_holder():
+    class Outer(BaseModel):
+        shape: Shape = Shape(width=32)
+
+    assert identity(Outer(shape=Shape(width=8))) == {"shape": {}}
+    assert identity(Outer()) == {}
+
+
+def test_a_value_without_canonical_form_is_refused():
+    class Loose(BaseModel):
+        model_config = {"arbitrary_types_allowed": True}
+        thing: object = None
+
+    with pytest.raises(ValueError, match="thing holds a function"):
+        identity(Loose(thing=test_a_value_without_canonical_form_is_refused))
+    with pytest.raises(ValueError, match="rate = nan"):
+        identity(Config(rate=float("nan")))
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class Anything(BaseModel):
+    value: object = None
+
+
+@given(json_like, json_like)
+def test_equal_settings_and_only_they_have_one_identity(a, b):
+    same = canonical_json(identity(Anything(value=a))) == canonical_json(identity(Anything(value=b)))
+    assert same == (as_settings(a) == as_settings(b))
+
+
+def as_settings(value):
+    """1 and 1.0 are one setting, True is another."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return (type(value).__name__, value)
+    if isinstance(value, (int, float)):
+        return ("number", value)
+    if isinstance(value, list):
+        return [as_settings(v) for v in value]
+    return {k: as_settings(v) for k, v in value.items()}
+
+
+def test_every_field_is_on_one_side():
+    assert field_sides(Config) == (["text", "rate", "shape", "sources"], ["workers"])
+    assert field_sides(Shape) == (["width", "layers"], ["kernel"])
+
+
+def sourced(path) -> Step:
+    return line(external=lambda config: {"web": digest_source(path)})
+
+
+def test_a_changed_source_changes_the_fingerprint(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    before = fingerprint(sourced(tmp_path))
+    assert fingerprint(sourced(tmp_path)) == before
+    os.utime(tmp_path / "a.txt", (5, 5))
+    assert fingerprint(sourced(tmp_path)) == before
+    (tmp_path / "a.txt").write_text("two")
+    assert fingerprint(sourced(tmp_path)) != before
+
+
+def test_a_run_sees_one_state_of_its_sources(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    step = sourced(tmp_path)
+    before = fingerprint(step)
+    (tmp_path / "a.txt").write_text("two")
+    assert fingerprint(step) == before
+
+
+def test_a_plan_names_the_field_that_changed(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    artifacts = Artifacts(tmp_path / "store")
+    run_step(sourced(tmp_path / "a.txt"), artifacts)
+    step = line(Config(shape=Shape(width=9, layers=("x", "attention")), text="b"), version=2)
+    found = previous(step.inputs["corpus"], artifacts)
+    assert found is not None
+    assert explain(step.inputs["corpus"], found) == [
+        "stage: corpus version 1 -> corpus version 2",
+        'shape.layers: default -> ["x","attention"]',
+        "shape.width: default -> 9",
+        'text: default -> "b"',
+        f'source web: "{found.external["web"]}" -> default',
+    ]
+    found = previous(step, artifacts)
+    assert found is not None
+    [reason] = explain(step, found)
+    assert reason.startswith("input corpus: ")
+    same = sourced(tmp_path / "a.txt")
+    assert explain(same, found) == []
+
+
+# ---- running
+
+
+def test_a_step_runs_once_and_is_then_found(store_url):
+    artifacts = Artifacts(store_url)
+    assert find(line(), artifacts) is None
+    first = run_step(line(), artifacts)
+    assert not first.cached and (first.artifact.path() / "text").read_text() == "ba"
+
+    def refuse(ws):
+        raise AssertionError("it ran again")
+
+    again = run_step(line(run=refuse), Artifacts(store_url))
+    assert again.cached and again.artifact.manifest == first.artifact.manifest
+    assert again.seconds < 5
+
+
+def test_the_manifest_tells_what_it_is_where_it_came_from_and_what_it_cost(store_url):
+    artifacts = Artifacts(store_url)
+    made = run_step(line(), artifacts).artifact.manifest
+    corpus = find(line().inputs["corpus"], artifacts)
+    assert corpus is not None
+    assert made.inputs["corpus"].fingerprint == corpus.fingerprint
+    assert (made.kind, made.stage, made.stage_version, made.name) == ("documents", "documents", 1, "filter")
+    assert made.config["workers"] == 2 and made.identity == {"text": "b"}
+    assert made.summary == {"length": 1, "devices": 3}
+    assert made.device_seconds == pytest.approx(3 * made.wall_seconds, abs=0.01)
+    assert made.files.keys() == {"text", "events.jsonl"}
+    assert "torch" in made.packages and "python" in made.packages
+    assert len(made.code_version) >= 7
+    assert made.created.endswith("+00:00")
+
+
+def test_fingerprints_do_not_depend_on_the_store(tmp_path, s3_url):
+    here = run_step(line(), Artifacts(tmp_path)).artifact.manifest
+    there = run_step(line(), Artifacts(f"{s3_url}/same")).artifact.manifest
+    assert here.fingerprint == there.fingerprint
+    assert here.files["text"] == there.files["text"]
+
+
+def test_two_recipes_share_what_they_have_in_common(tmp_path):
+    artifacts = Artifacts(tmp_path)
+    run_step(line(), artifacts)
+    other = Step("filter", stage(name="documents"), Config(text="c"), {"corpus": line().inputs["corpus"]})
+    assert not run_step(other, artifacts).cached
+    assert len(list(artifacts.store.folders("corpus"))) == 1
+    assert len(list(artifacts.store.folders("documents"))) == 2
+
+
+@pytest.mark.parametrize("new", ["", "x"])
+def test_a_damaged_input_is_set_aside_and_made_again_for_the_step_that_needs_it(tmp_path, monkeypatch, new):
+    artifacts = Artifacts(tmp_path)
+    run_step(line(), artifacts)
+    corpus = find(line().inputs["corpus"], artifacts)
+    assert corpus is not None
+    artifacts.store.write(corpus.manifest.prefix + "text", (new or "a").encode() if new else b"aa")
+    monkeypatch.setattr(folder_module, "_verified", set())
+    other = Step("filter", stage(name="documents"), Config(text="c"), {"corpus": line().inputs["corpus"]})
+    assert (run_step(other, artifacts).artifact.path() / "text").read_text() == "ca"
+    assert len(list(artifacts.store.folders("aside"))) == 1
+
+
+def test_an_input_that_a_reader_finds_damaged_is_made_again_once(s3_url, tmp_path):
+    """On S3 the bytes are checked by whoever downloads them: here the stage, in the middle of its work."""
+    url = f"{s3_url}/damaged-input"
+    run_step(line().inputs["corpus"], Artifacts(url, tmp_path / "one"))
+    artifacts = Artifacts(url, tmp_path / "two")
+    corpus = find(line().inputs["corpus"], artifacts)
+    assert corpus is not None
+    artifacts.store.write(corpus.manifest.prefix + "text", b"x")
+    assert (run_step(line(), artifacts).artifact.path() / "text").read_text() == "ba"
+
+    def always(ws):
+        raise Corrupt("again")
+
+    with pytest.raises(Corrupt, match="again"):
+        run_step(Step("f", stage(always, name="documents"), Config(text="d"), line().inputs), artifacts)
+
+
+def test_a_failed_stage_publishes_nothing_and_its_rests_go_with_the_next_run(store_url):
+    artifacts = Artifacts(store_url)
+    folders = []
+
+    def fail(ws):
+        folders.append(ws.out)
+        (ws.out / "half").write_text("x")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        run_step(line(run=fail), artifacts)
+    assert find(line(), artifacts) is None
+    assert folders[0].exists()  # its events may still have to be sent
+    made = run_step(line(), artifacts).artifact
+    assert made.manifest.files.keys() == {"text", "events.jsonl"}
+    assert not folders[0].exists()
+
+
+def test_the_rests_of_a_killed_run_are_removed_and_those_of_a_living_one_are_not(tmp_path):
+    code = """
+import os, signal, sys, time
+from tests.cluster.test_stage import *
+def run(ws):
+    (ws.out / "half").write_text("x")
+    print(ws.out, flush=True)
+    if sys.argv[1] == "die": os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+run_step(line(run=run), Artifacts(sys.argv[2]))
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    dead = subprocess.run([*command, "die", str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert dead.returncode == -signal.SIGKILL
+    with subprocess.Popen(
+        [*command, "live", str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as living:
+        try:
+            folder = living.stdout.readline().strip()
+            assert Path(folder).exists() and not Path(dead.stdout.strip()).exists()
+            made = run_step(line(), Artifacts(tmp_path)).artifact
+            assert (made.path() / "text").read_text() == "ba"
+            assert Path(folder).exists()
+        finally:
+            living.kill()
+    run_step(line(), Artifacts(tmp_path), force=True)
+    assert not Path(folder).exists()
+    assert list(open_store(tmp_path).list("work")) == []
+
+
+def test_a_stopped_stage_goes_on_from_its_checkpoint(store_url, tmp_path):
+    def train(ws):
+        found = ws.checkpoints.latest()
+        begin = found[0] if found else 0
+        for step in range(begin + 1, 7):
+            ws.progress(step, 6, "")
+            if step % 2 == 0:
+                folder = tmp_path / "state"
+                folder.mkdir()
+                (folder / "state").write_text(f"{step}")
+                ws.checkpoints.save(step, folder)
+            if ws.stopping():
+                raise Stopped(f"at step {step}")
+        (ws.out / "text").write_text("done")
+        return {"begun_at": begin}
+
+    seen = []
+    artifacts = Artifacts(store_url)
+    with pytest.raises(Stopped, match="at step 3"):
+        run_step(
+            line(run=train), artifacts, progress=lambda done, total, text: seen.append(done), stopping=lambda: 3 in seen
+        )
+    outcome = run_step(line(run=train), Artifacts(store_url))
+    assert outcome.artifact.summary == {"begun_at": 2}
+    assert list(artifacts.store.list("work")) == []  # its checkpoints have served
+
+
+def test_force_makes_it_again_from_the_start_and_keeps_the_old_one_aside(store_url):
+    artifacts = Artifacts(store_url)
+    first = run_step(line(), artifacts).artifact
+
+    def other(ws):
+        assert ws.checkpoints.latest() is None
+        (ws.out / "text").write_text("other")
+        return {}
+
+    outcome = run_step(line(run=other), artifacts, force=True)
+    assert not outcome.cached and (outcome.artifact.path() / "text").read_text() == "other"
+    assert outcome.artifact.fingerprint == first.fingerprint
+    [aside] = artifacts.store.folders("aside")
+    assert b"by force" in artifacts.store.read(f"aside/{aside}/reason.txt")
+    assert find(line(), artifacts).manifest == outcome.artifact.manifest
+
+
+def test_what_no_longer_holds_is_made_again(store_url):
+    artifacts = Artifacts(store_url)
+    holds = [True]
+    step = Step("release", stage(name="release", still_valid=lambda artifact, config: holds[0]), Config(), {})
+    run_step(step, artifacts)
+    assert run_step(step, artifacts).cached
+    holds[0] = False
+    assert find(step, artifacts) is None
+
+    def register(ws):
+        holds[0] = True
+        (ws.out / "text").write_text("registered again")
+        return {}
+
+    again = Step("release", stage(register, name="release", still_valid=lambda a, c: holds[0]), Config(), {})
+    holds[0] = False
+    outcome = run_step(again, artifacts)
+    assert not outcome.cached and (outcome.artifact.path() / "text").read_text() == "registered again"
+
+
+def test_a_summary_is_kept_as_strict_json(tmp_path):
+    import numpy as np
+
+    def run(ws):
+        return {"loss": float("nan"), "count": np.int64(3), "rates": (1, np.float32(0.5))}
+
+    made = run_step(Step("s", stage(run), Config(), {}), Artifacts(tmp_path)).artifact
+    assert made.summary == {"loss": "nan", "count": 3, "rates": [1, 0.5]}
+    json.loads((made.path() / "manifest.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+
+
+def test_wrong_uses_are_named():
+    with pytest.raises(ValueError, match="'x' needs a Config, not a dict"):
+        Step("x", stage(), {}, {})
+    with pytest.raises(TypeError, match="a summary is a dict"):
+        run_step(Step("x", stage(lambda ws: None), Config(), {}), Artifacts("/nonexistent/never"), force=False)
+
+
+def test_a_diamond_of_steps_is_walked_once_for_each_node():
+    calls = []
+    step = Step("0", stage(external=lambda c: calls.append(1) or {}), Config(), {})
+    for i in range(40):
+        step = Step(f"{i}", stage(name=f"s{i}"), Config(), {"left": step, "right": step})
+    fingerprint(step)
+    assert calls == [1]
