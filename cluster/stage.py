@@ -206,11 +206,12 @@ def run_step(
 Wiring = tuple[Progress, Callable[[], bool], RunContext]
 
 
-def _make(step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, force: bool) -> Artifact:
+def _make(
+    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, replaced: Artifact | None
+) -> Artifact:
+    """Run the stage and publish; `replaced` is what is there already and is not to be used."""
     mark = fingerprint(step)
     checkpoints = artifacts.checkpoints(mark)
-    if force:
-        checkpoints.clear()  # from the start, not from where an earlier run had come
     progress, stopping, context = wiring
     with build_folder(artifacts.store, mark) as out:
         workspace = Workspace(
