@@ -35,6 +35,8 @@ def stream(
         read: runs in a worker; importable there. All its tables have one schema.
         name: what Ray's dashboard shows.
         cpus: CPUs that a task holds.
+    Raises:
+        Exception: what `read` raised in a worker, with the worker's traceback as its cause.
     """
     import ray.data
 
@@ -45,9 +47,25 @@ def stream(
             [{"part": json.dumps(part)} for part in parts], override_num_blocks=len(parts)
         ).map_batches(_Reader(read, name), batch_size=None, batch_format="pyarrow", num_cpus=cpus, zero_copy_batch=True)
         batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        for table in batches:
+        tables = iter(batches)
+        while (table := _next(tables)) is not None:
             if table.num_rows:
                 yield table
+
+
+def _next(tables: Iterator[pa.Table]) -> pa.Table | None:
+    """The next table; what went wrong in a worker is raised as it was raised there."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return next(tables, None)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, Exception) and not isinstance(cause, RayTaskError):
+            if cause.args and isinstance(cause.args[0], str):  # without Ray's advice on retries
+                cause.args = (cause.args[0].split("\nFailed to apply UDF transform")[0], *cause.args[1:])
+            raise cause from error
+        raise
 
 
 class _Reader:
@@ -66,7 +84,7 @@ def _quiet_context() -> Iterator[None]:
     """Order kept, small blocks, no progress bars; the process's own settings are put back afterwards."""
     from ray.data import DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, not also printed
     context = DataContext.get_current()
     options = context.execution_options
     before = (
