@@ -70,9 +70,16 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
             before = manifest
         else:
             before = previous(step, artifacts)
-            reasons = explain(step, before) if before else ["never made in this store"]
+            reasons = why(explain(step, before)) if before else ["never made in this store"]
         planned.append(Planned(step.name, False, reasons, before.wall_seconds if before else None))
     return planned
+
+
+def why(reasons: Sequence[str]) -> list[str]:
+    """The reasons for a person: what changed in the step itself first, inputs by name alone."""
+    inputs = [r.removeprefix("input ").partition(":")[0] for r in reasons if r.startswith("input ")]
+    own = [r for r in reasons if not r.startswith("input ")]
+    return own + ([f"its {' and '.join(inputs)} would be new"] if inputs else [])
 
 
 def holds(step: Step, manifest: Manifest, artifacts: Artifacts) -> bool:

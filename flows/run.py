@@ -76,6 +76,7 @@ class Run:
         Raises:
             RecipeError, ValueError: a wrong recipe, an unknown stage, a source that isn't there.
         """
+        begun = time.monotonic()
         from cluster.artifact import Artifacts
         from cluster.session import Session
         from cluster.tracking import Tracker, locate
@@ -108,6 +109,7 @@ class Run:
             overrides=tuple(overrides),
             log=log,
             found=found,
+            begun=begun,
         )
 
     @property

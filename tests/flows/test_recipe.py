@@ -1,0 +1,308 @@
+"""Recipes: what layers on what, and what a wrong one says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.recipe_errors import RecipeError
+from flows.recipe_toml import SHIPPED, find_recipe, parse_value, read_layers
+from flows.recipe_validate import validate
+
+
+@dataclass(frozen=True)
+class Model:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    d_model: int = 4
+    n_heads: int = 2
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    pattern: tuple[str, ...] = ("attention",)
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}")
+
+
+@dataclass(frozen=True)
+class Train:
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    lr: float = 1e-3
+    steps: int = 1000
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    name: str
+    path: str
+    weight: float = Field(1.0, gt=0)
+
+
+class Tuning(Strict):
+    train: Train = Train(steps=200, lr=5e-4)
+
+
+class Schema(Strict):
+    name: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+    model: Model = Model()
+    train: Train = Train()
+    tuning: Tuning | None = None
+
+
+GOOD = """
+name = "x"
+[[sources]]
+name = "web"
+path = "web.jsonl"
+[[sources]]
+name = "my.code"
+path = "code.txt"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, text: str) -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text)
+    return name
+
+
+def read(name: str, *overrides: str) -> Schema:
+    return validate(Schema, read_layers(name, overrides))
+
+
+def wrong(name: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        read(name, *overrides)
+    return str(caught.value)
+
+
+# --- extends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_extends_a_chain_relative_to_each_file(folder: Path) -> None:
+    write("low/base.toml", GOOD + "[train]\nlr = 1\nsteps = 1\n[model]\nd_model = 8\n")
+    write("low/middle.toml", 'extends = "base.toml"\n[train]\nlr = 2\n')
+    write("top.toml", 'extends = "low/middle.toml"\n[model]\nn_heads = 4\n')
+    recipe = read("top.toml")
+    assert (recipe.train.lr, recipe.train.steps, recipe.model.d_model, recipe.model.n_heads) == (2, 1, 8, 4)
+
+
+def test_a_list_of_tables_is_replaced_not_merged(folder: Path) -> None:
+    write("base.toml", GOOD)
+    write("top.toml", 'extends = "base.toml"\n[[sources]]\nname = "only"\npath = "p"\n')
+    assert [s.name for s in read("top.toml").sources] == ["only"]
+
+
+def test_a_circle_of_extends_is_refused_and_shown(folder: Path) -> None:
+    write("a.toml", 'extends = "b.toml"')
+    write("b.toml", 'extends = "a.toml"')
+    text = wrong("a.toml")
+    assert "circle" in text and "a.toml -> b.toml -> a.toml" in text
+
+
+def test_a_base_that_is_missing_names_the_nearest_file(folder: Path) -> None:
+    write("base.toml", GOOD)
+    write("top.toml", 'extends = "bsae.toml"')
+    assert "Did you mean base.toml?" in wrong("top.toml")
+
+
+def test_a_recipe_that_ships_can_be_named_extended_and_given_by_path(folder: Path) -> None:
+    assert find_recipe("demo") == SHIPPED / "demo.toml" == find_recipe("demo.toml")
+    write("mine.toml", 'extends = "demo"\nname = "mine"')
+    layers = read_layers("mine.toml")
+    assert layers.values["name"] == "mine" and layers.values["sources"]
+
+
+def test_a_missing_recipe_lists_those_that_ship_and_the_nearest(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no such recipe. Did you mean demo\? Recipes that ship: .*demo"):
+        read_layers("dmeo")
+
+
+# --- --set -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("7", 7),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ('"7"', "7"),
+        ("cosine", "cosine"),
+        ("s3://b/p", "s3://b/p"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("2020-01-01", "2020-01-01"),
+        ("1\nother = 2", "1\nother = 2"),
+    ],
+)
+def test_a_value_is_toml_else_a_text(text: str, value: Any) -> None:
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+@hypothesis_given(st.text())
+def test_any_text_is_some_value(text: str) -> None:
+    parse_value(text)
+
+
+def test_set_reaches_tables_list_entries_by_number_and_by_name(folder: Path) -> None:
+    write("r.toml", GOOD)
+    recipe = read("r.toml", "train.lr=3e-4", "sources.0.weight=2", "sources.my.code.weight=3", "tuning.train.lr=1")
+    assert recipe.train.lr == 3e-4
+    assert [s.weight for s in recipe.sources] == [2, 3]
+    assert recipe.tuning is not None and recipe.tuning.train.lr == 1
+
+
+def test_a_later_set_wins_and_a_number_may_be_meant_as_a_text(folder: Path) -> None:
+    write("r.toml", GOOD)
+    recipe = read("r.toml", "train.steps=1", "train.steps=2", "name=5")
+    assert recipe.train.steps == 2 and recipe.name == "5"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lr", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+        ("train..lr=3", "KEY=VALUE"),
+        ("sources.wbe.weight=2", "Did you mean sources.web?"),
+        ("sources.9.weight=2", "no entry 9"),
+        ("name.x=2", "name is a text, not a table"),
+    ],
+)
+def test_a_wrong_set_says_so(folder: Path, override: str, words: str) -> None:
+    write("r.toml", GOOD)
+    text = wrong("r.toml", override)
+    assert words in text and f"--set {override}" in text
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_told_at_once_each_at_the_file_and_line_it_came_from(folder: Path) -> None:
+    write("base.toml", GOOD + "weigth = 2\n[train]\nsteps = 3.5\n")
+    write("top.toml", 'extends = "base.toml"\n[model]\nnorm = "rms_norm"\n\n[train]\nn_heads = 3\n')
+    text = wrong("top.toml", "train.lr=fast")
+    assert "4 problems" not in text and "5 problems" in text
+    entries = {block.split("  (")[0]: block for block in text.split("\n\n")}
+    assert "(base.toml, line 9)" in entries["sources.my.code.weigth"]
+    assert "Did you mean weight?" in entries["sources.my.code.weigth"]
+    assert "(base.toml, line 11)" in entries["train.steps"] and "whole number" in entries["train.steps"]
+    assert "(top.toml, line 3)" in entries["model.norm"]
+    assert "one of rmsnorm, layernorm. Did you mean rmsnorm?" in entries["model.norm"]
+    assert "(top.toml, line 6)" in entries["train.n_heads"]
+    assert "n_heads belongs to [model]" in entries["train.n_heads"]
+    assert "(--set train.lr=fast)" in entries["train.lr"]
+    assert '"fast" (a text)' in entries["train.lr"] and "must be a number" in entries["train.lr"]
+
+
+def test_an_override_takes_the_blame_from_the_file_it_overrides(folder: Path) -> None:
+    write("r.toml", GOOD + '[train]\nlr = "slow"\n')
+    assert "(r.toml, line 10)" in wrong("r.toml")
+    assert "(--set train.lr=fast)" in wrong("r.toml", "train.lr=fast")
+    assert read("r.toml", "train.lr=1").train.lr == 1
+
+
+def test_a_missing_key_is_told_at_its_table(folder: Path) -> None:
+    write("r.toml", 'name = "x"\n[[sources]]\nname = "web"\n')
+    text = wrong("r.toml")
+    assert "sources.web.path  (r.toml, line 2)" in text and "required" in text
+
+
+def test_a_check_over_several_fields_points_at_the_line_of_one(folder: Path) -> None:
+    write("r.toml", GOOD + "[model]\n\nn_heads = 3\n")
+    text = wrong("r.toml")
+    assert "d_model = 4 is not a multiple of n_heads = 3" in text and "(r.toml, line 11)" in text
+
+
+def test_a_wrong_table_and_an_empty_list_are_told_in_words(folder: Path) -> None:
+    write("r.toml", 'name = "x"\nsources = []\ntrain = 3\n')
+    text = wrong("r.toml")
+    assert "must be a table" in text and "at least 1" in text
+
+
+def test_broken_toml_names_the_line_and_shows_it(folder: Path) -> None:
+    text = wrong(write("r.toml", 'name = "x"\n[train\nlr = 3\n'))
+    assert "r.toml" in text and "line 2" in text and "[train" in text
+
+
+def test_a_recipe_that_is_no_text_is_refused(folder: Path) -> None:
+    Path("r.toml").write_bytes(b"name = '\xff'")
+    assert "not UTF-8" in wrong("r.toml")
+
+
+def test_a_partly_given_table_keeps_the_defaults_of_its_place(folder: Path) -> None:
+    write("r.toml", GOOD + "[tuning.train]\nlr = 1.0\n")
+    tuning = read("r.toml").tuning
+    assert tuning is not None and tuning.train == Train(steps=200, lr=1.0)
+
+
+# --- the recipe itself -------------------------------------------------------------------------------------------
+
+REAL = GOOD.replace('"my.code"', '"code"')
+
+
+def real(text: str, *overrides: str) -> Any:
+    from flows.recipe import read_recipe
+
+    return read_recipe(write("r.toml", text), overrides)
+
+
+def test_a_stage_that_is_false_is_left_out(folder: Path) -> None:
+    text = REAL + '[instruct]\ndata = ["chat.jsonl"]\n[release]\n'
+    assert real(text).instruct is not None
+    recipe = real(text, "instruct=false", "release=false")
+    assert recipe.instruct is None and recipe.release is None
+
+
+def test_store_is_a_text_or_a_table(folder: Path) -> None:
+    assert real('store = "s3://b/p"' + REAL).store.url == "s3://b/p"
+    assert real(REAL + '[store]\nurl = "x"\n').store.url == "x"
+    assert real(REAL).store.url == "store"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("train.seq_len=4096", "train.seq_len", "model.max_seq_len = 2048"),
+        ("sources.1.name=web", "sources.web.name", "another source has this name"),
+        ("model.vocab_size=77", "model.vocab_size", "the tokenizer sets it"),
+        ("tokenizer.weights.wbe=2", "tokenizer.weights.wbe", "Did you mean web?"),
+        ('rlhf.tasks=["t.jsonl"]', "rlhf", "needs [instruct] before it"),
+        ("model.n_heads=7", "model", "not a multiple"),
+        ("name=my model", "name", "letters, digits, dashes"),
+        ("sources.0.weight=0", "sources.web.weight", "greater than 0"),
+        ("train.schedule=cosin", "train.schedule", "cosine"),
+    ],
+)
+def test_what_no_table_sees_alone_is_checked(folder: Path, override: str, key: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        real(REAL, override)
+    assert f"{key}  (--set {override})" in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_that_ships_is_valid_and_makes_a_graph(path: Path) -> None:
+    from flows.graph import graph
+    from flows.recipe import read_recipe
+
+    names = [s.name for s in graph(read_recipe(str(path)))]
+    assert names[:5] == ["corpus", "filter", "tokenizer", "pack", "pretrain"] and len(set(names)) == len(names)
