@@ -94,7 +94,7 @@ def _perhaps_registered(name: str, place: Place | None) -> str:
 
     try:
         known = Registry(place).names()
-    except LookupError:
+    except (LookupError, ConnectionError):
         known = []
     if name in known:
         return f"There is no folder {name!r}; the registered model is written models:/{name}@champion."

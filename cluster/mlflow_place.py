@@ -106,6 +106,26 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
 
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Within this an MLflow that doesn't answer is a ConnectionError that says so.
+
+    Raises:
+        ConnectionError: instead of MLflow's own exception for a failed or refused connection, or a 5xx answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        # MLflow has no exception type for it; these are the messages of mlflow/utils/rest_utils.py.
+        text = str(error)
+        away = text.startswith("API request to") and not any(f"error code {c}" in text for c in (400, 401, 403, 404))
+        if not away and getattr(error, "error_code", "") not in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"):
+            raise
+        raise ConnectionError(
+            f"MLflow at {uri} does not answer ({text[:300]}). Start it, or name another by MLFLOW_TRACKING_URI."
+        ) from error
+
+
 def import_quietly() -> Any:
     """The `mlflow` module, its loggers handed to Python's logging: it puts handlers of its own on stderr."""
     for name, value in QUIET.items():

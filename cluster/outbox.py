@@ -78,9 +78,7 @@ class Delivery:
         self.folder, self.live = folder, live
         self.line = json.loads((folder / "line.json").read_text())
         self.experiment = ""
-        self._positions = {
-            key: Position(**values) for key, values in _read_json(folder / "position.json", {}).items()
-        }
+        self._positions = {key: Position(**values) for key, values in _read_json(folder / "position.json", {}).items()}
         self._client: MlflowClient | None = None
         self._alive: dict[str, float] = {}
         self._attempts: dict[tuple[str, int], int] = {}
@@ -196,9 +194,7 @@ class Delivery:
         """Send the events after the position, in order; the run's close event, if it is reached."""
         batch: list[dict] = []
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size < getattr(
-                position, which
-            ):  # it was begun anew; passed steps aren't sent again
+            if path.stat().st_size < getattr(position, which):  # it was begun anew; passed steps aren't sent again
                 setattr(position, which, 0)
         size, reached = 0, getattr(position, which)
 
@@ -263,9 +259,7 @@ class Delivery:
             if event["type"] == "text":
                 self.client.log_text(position.run_id, event["body"], name)
             elif event["type"] == "figure":
-                self.client.log_figure(
-                    position.run_id, draw(event["spec"]), f"figures/{_suffixed(name, '.png')}"
-                )
+                self.client.log_figure(position.run_id, draw(event["spec"]), f"figures/{_suffixed(name, '.png')}")
             else:
                 self._table(event, which, offset, position)
         except Exception as error:
@@ -301,9 +295,7 @@ class Delivery:
 
     def _send(self, key: str, position: Position, metrics: list, params: list, tags: list) -> None:
         """One log_batch. Where MLflow refuses one entry for good, the others are still told."""
-        entries = (
-            [("metric", m) for m in metrics] + [("param", p) for p in params] + [("tag", t) for t in tags]
-        )
+        entries = [("metric", m) for m in metrics] + [("param", p) for p in params] + [("tag", t) for t in tags]
         error = self._ask(lambda: self.client.log_batch(position.run_id, metrics, params, tags))
         if error is None:
             return
@@ -311,9 +303,7 @@ class Delivery:
             self._refuse(key, {"type": "batch", "values": [(kind, dict(e)) for kind, e in entries]}, error)
             return
         for half in (entries[: len(entries) // 2], entries[len(entries) // 2 :]):
-            self._send(
-                key, position, *([e for k, e in half if k == kind] for kind in ("metric", "param", "tag"))
-            )
+            self._send(key, position, *([e for k, e in half if k == kind] for kind in ("metric", "param", "tag")))
 
     def _ask(self, request: Callable[[], Any]) -> Exception | None:
         """Make a request; the error, if MLflow will never take it. Raises what may pass."""
@@ -336,9 +326,7 @@ class Delivery:
 
     def _refuse(self, key: str, what: dict, error: Exception) -> None:
         _log.warning("MLflow takes no %s of run %s: %s", what.get("type", "record"), key, error)
-        EventLog(self.folder / "refused.jsonl").append(
-            {"run": key, "reason": str(error)[:2000], "what": what}
-        )
+        EventLog(self.folder / "refused.jsonl").append({"run": key, "reason": str(error)[:2000], "what": what})
 
     def _save(self) -> None:
         path = self.folder / "position.json"

@@ -7,22 +7,36 @@ the registered model.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
-from cluster.mlflow_place import Place, connect, locate
+from cluster.mlflow_place import Place, answering, connect, locate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 TAG = "tokenmill."
+P = ParamSpec("P")
+T = TypeVar("T")
 CHAMPION, CANDIDATE = "champion", "candidate"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))?/?")
+
+
+def _answering(method: Callable[P, T]) -> Callable[P, T]:
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kw: P.kwargs) -> T:
+        registry: Any = args[0]
+        with answering(registry.place.uri):
+            return method(*args, **kw)
+
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,8 @@ class Registry:
         place: where MLflow is; default: that of the folder `store` in the working folder.
 
     Raises:
-        LookupError: at the first look-up, if there is no MLflow database there. None is made.
+        LookupError: at a look-up, if there is no MLflow database there. None is made.
+        ConnectionError: at a look-up, if the server doesn't answer.
     """
 
     def __init__(self, place: Place | None = None):
@@ -73,6 +88,7 @@ class Registry:
             )
         return connect(self.place.uri)
 
+    @_answering
     def names(self) -> list[str]:
         """All registered models."""
         client, names, token = self.client, [], None
@@ -83,6 +99,7 @@ class Registry:
             if not token:
                 return sorted(names)
 
+    @_answering
     def versions(self, name: str) -> list[Version]:
         """A model's versions, newest first.
 
@@ -92,14 +109,13 @@ class Registry:
         aliases = self._aliases(name)
         found, token = [], None
         while True:
-            page = self.client.search_model_versions(
-                f"name='{_quoted(name)}'", max_results=200, page_token=token
-            )
+            page = self.client.search_model_versions(f"name='{_quoted(name)}'", max_results=200, page_token=token)
             found += [_version(v, aliases) for v in page]
             token = page.token
             if not token:
                 return sorted(found, key=lambda v: -v.version)
 
+    @_answering
     def get(self, uri: str) -> Version:
         """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/NAME` (its champion) names.
 
@@ -125,12 +141,14 @@ class Registry:
             there = ", ".join(str(v.version) for v in self.versions(name)) or "none"
             raise LookupError(f"Model {name!r} has no version {version}; it has {there}.") from None
 
+    @_answering
     def find(self, name: str, fingerprint: str) -> Version | None:
         """The version that was registered for a release stage's fingerprint."""
         condition = f"name='{_quoted(name)}' and tags.`{TAG}fingerprint` = '{fingerprint}'"
         found = self.client.search_model_versions(condition, max_results=10)
         return _version(found[0], self._aliases(name)) if found else None
 
+    @_answering
     def local_files(self, version: Version) -> Path | None:
         """The MLflow model's folder, if its files are on this machine."""
         uri = self.client.get_model_version_download_uri(version.name, str(version.version))
@@ -157,9 +175,7 @@ def parse(uri: str) -> tuple[str, str | None, int | None]:
     match = _URI.fullmatch(uri)
     version = match["version"] if match else None
     if not match or (version is not None and not version.isdigit()):
-        raise ValueError(
-            f"{uri!r} names no model. Write models:/NAME@ALIAS or models:/NAME/VERSION (a number)."
-        )
+        raise ValueError(f"{uri!r} names no model. Write models:/NAME@ALIAS or models:/NAME/VERSION (a number).")
     return match["name"], match["alias"], int(version) if version else None
 
 
@@ -168,11 +184,7 @@ def nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return (
-        f"There are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}."
-        if known
-        else "There is none yet."
-    )
+    return f"There are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}." if known else "There is none yet."
 
 
 def _unknown(name: str, known: list[str]) -> str:

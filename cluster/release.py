@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import struct
 import tempfile
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.artifact import Artifact
 from cluster.gate import GateMetric, Requirement, Verdict, judge
 from cluster.identity import how
-from cluster.loading import FILES
-from cluster.mlflow_place import connect, experiment_id, locate
+from cluster.mlflow_place import Place, answering, connect, experiment_id, locate
+from cluster.package import count_parameters, save_package
 from cluster.registry import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.stage import Stage, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
 
-PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "mlflow")
 _log = logging.getLogger(__name__)
 
 
@@ -55,11 +50,19 @@ def run_release(ws: Workspace) -> dict:
     """Register, judge, promote. Writes release.json; the summary is the same.
 
     Inputs: model; evaluation, whose summary the gate judges; base_evaluation, shown beside it.
+
+    Raises:
+        ConnectionError: MLflow doesn't answer; the stage can be tried again at any point.
     """
     config: ReleaseConfig = ws.config
     if not config.name:
         raise ValueError("[release] needs a name for the registered model.")
     place = locate(ws.artifacts.store.url, config.tracking_uri)
+    with answering(place.uri):
+        return _release(ws, config, place)
+
+
+def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> dict:
     client = connect(place.uri)
     registry = Registry(place)
     metrics = _numbers(ws.inputs["evaluation"].summary)
@@ -131,80 +134,6 @@ def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: 
     return registry.get(f"models:/{config.name}/{created.version}")
 
 
-def save_package(
-    folder: Path,
-    package: Path,
-    model_id: str | None = None,
-    run_id: str | None = None,
-    location: str | None = None,
-) -> None:
-    """Write an MLflow model: this package's pyfunc.py as its code, the files of `folder` as its artifacts.
-
-    The package itself is not among the pip requirements: a name that no registry holds for us is nobody's to
-    install by name. Its version is in the model's metadata, and pyfunc.py says what is missing.
-    """
-    from cluster.mlflow_place import import_quietly
-
-    import_quietly()
-    import mlflow.pyfunc
-    from mlflow.models import Model
-
-    with tempfile.TemporaryDirectory() as scratch:
-        chosen = Path(scratch) / "model"  # of the artifact's files only those that the model needs
-        chosen.mkdir()
-        for name in FILES:
-            _link_or_copy(folder / name, chosen / name)
-        about = Model(artifact_path=location or "model", run_id=run_id, model_id=model_id, metadata=_about())
-        mlflow.pyfunc.save_model(
-            str(package),
-            mlflow_model=about,
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"model": str(chosen)},
-            pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PACKAGES],
-            signature=signature(),
-            input_example={"prompt": "Once upon a time"},
-        )
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
-
-
-def signature() -> ModelSignature:
-    """Strings or chat messages in, strings out, with the options of generation as parameters.
-
-    MLflow would force the input into its schema's table first, and lose the contents of a list of messages. A
-    signature that comes from type hints is exempt, since `predict` checks the input itself; so does ours.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
-
-    message = Object([Property("role", "string"), Property("content", "string")])
-    made = ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec("string", "prompt", required=False),
-                ColSpec(Array(message), "messages", required=False),
-            ]
-        ),
-        outputs=Schema([ColSpec("string")]),
-        params=ParamSchema(
-            [
-                ParamSpec("max_new_tokens", "long", 64),
-                ParamSpec("temperature", "double", 0.8),
-                ParamSpec("top_p", "double", 0.95),
-                ParamSpec("seed", "long", 0),
-            ]
-        ),
-    )
-    made._is_signature_from_type_hint = True
-    return made
-
-
 def _run_id(ws: Workspace, client: MlflowClient) -> str:
     """The stage's run in MLflow: context["run"], a tracking.Run; without one, a run of its own."""
     run = ws.context.get("run")
@@ -235,27 +164,6 @@ def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, s
         f"{TAG}code_version": model.manifest.code_version,
         f"{TAG}sha256": model.manifest.files["model.safetensors"].sha256,
     }
-
-
-def count_parameters(weights: Path) -> int:
-    """The number of values in a safetensors file, by its header alone (8 bytes of length, then JSON)."""
-    with weights.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in entry["shape"]:
-                count *= size
-            total += count
-    return total
-
-
-def _about() -> dict[str, str]:
-    from cluster.provenance import code_version
-
-    return {"tokenmill": metadata.version("tokenmill"), "code_version": code_version()}
 
 
 def _is_registered(client: MlflowClient, name: str) -> bool:

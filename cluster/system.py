@@ -58,9 +58,7 @@ def usage(gpus: tuple[Any, list[Any]] | None = None) -> dict[str, float]:
         nvml, handles = gpus
         for index, handle in enumerate(handles):
             used = nvml.nvmlDeviceGetMemoryInfo(handle)
-            values[f"system/gpu_{index}_utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(
-                handle
-            ).gpu
+            values[f"system/gpu_{index}_utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
             values[f"system/gpu_{index}_memory_usage_megabytes"] = used.used / MEGA
             values[f"system/gpu_{index}_power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
     return values

@@ -13,15 +13,11 @@ fluent interface keeps its active run by thread.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import getpass
 import json
 import logging
-import math
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -33,12 +29,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.events import EventLog
 from cluster.follow import Follower
 from cluster.mlflow_place import Place, locate
-from cluster.outbox import ID, TAG, Delivery
+from cluster.outbox import TAG, Delivery
+from cluster.sender import POLL_SECONDS, Task, claim, left_behind, remove
 from cluster.system import Sampler
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-POLL_SECONDS = 0.5
-LONGEST_WAIT = 15.0  # seconds between two attempts at an MLflow that is away
 _log = logging.getLogger(__name__)
 
 
@@ -60,9 +55,7 @@ class Run:
 
     def __init__(self, tracker: Tracker, key: str):
         self._tracker, self.key = tracker, key
-        self.log = EventLog(
-            tracker.folder / f"{key}.jsonl"
-        )  # metrics(), params(), tags(), text(), table(), figure()
+        self.log = EventLog(tracker.folder / f"{key}.jsonl")  # metrics(), params(), tags(), text(), table(), figure()
         self.open = True
         self.cached = False
         self._follower: Follower | None = None
@@ -90,9 +83,7 @@ class Run:
         if self._follower is not None:
             if self._follower.source == Path(events_path):
                 return
-            raise ValueError(
-                f"Run {self.key} follows {self._follower.source} already; start a new stage run."
-            )
+            raise ValueError(f"Run {self.key} follows {self._follower.source} already; start a new stage run.")
         self._follower = Follower(events_path, self._tracker.folder / f"{self.key}.stage")
 
     def poll(self) -> None:
@@ -230,7 +221,7 @@ class Tracker:
         if not self._delivered.is_set():
             _log.warning("MLflow at %s has not got all yet (%s): %s", self.place.uri, self.problem, self.folder)
             return False  # the folder stays locked: the thread may be in a request as long as the process lives
-        _remove(self.folder)
+        remove(self.folder)
         self._lock.close()
         return True
 
@@ -249,7 +240,7 @@ class Tracker:
         """The line's folder, made when there is something to put into it."""
         if self.delivery is None:
             self.folder.mkdir(parents=True)
-            self._lock = _claim(self.folder)
+            self._lock = claim(self.folder)
             root = self.place.artifact_root
             line = {"uri": self.place.uri, "experiment": self.experiment, "artifact_root": root}
             (self.folder / "line.json").write_text(json.dumps(line))
@@ -296,8 +287,8 @@ class Tracker:
     def _deliver(self) -> None:
         """The sender's thread."""
         delivery = self._prepare()
-        own = _Task(delivery)
-        others: list[_Task] | None = None
+        own = Task(delivery)
+        others: list[Task] | None = None
         while True:
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
@@ -307,7 +298,7 @@ class Tracker:
             own.attempt(hurry=ending)
             self.problem = own.problem
             if others is None and not own.problem:  # MLflow is there: now for what earlier runs left
-                others = [_Task(d, lock) for d, lock in _left_behind(self.place.state, self.folder)]
+                others = [Task(d, lock) for d, lock in left_behind(self.place.state, self.folder)]
             for task in others or ():
                 task.attempt()
             if ending and own.done and delivery.finished():
@@ -318,74 +309,6 @@ class Tracker:
         for task in others or ():
             task.attempt(hurry=True)
             task.release()
-
-
-class _Task:
-    """A delivery with its patience. With a lock, it is an earlier run's, and its folder goes when it is done."""
-
-    def __init__(self, delivery: Delivery, lock: Any = None):
-        self.delivery, self._lock = delivery, lock
-        self.done = False
-        self.problem: str | None = None
-        self._failures, self._failed_at = 0, -math.inf
-
-    def attempt(self, hurry: bool = False) -> None:
-        """Try, unless the last failure was too short a while ago: a second in a hurry, else ever longer."""
-        wait = min(POLL_SECONDS * 2**self._failures, 1.0 if hurry else LONGEST_WAIT)
-        if (self._lock is not None and self.done) or time.monotonic() - self._failed_at < wait:
-            return
-        try:
-            self.done = self.delivery.pump()
-        except Exception as error:  # whatever it is, the work that is tracked goes on
-            if self.problem is None:
-                _log.warning("MLflow at %s: %s; trying again", self.delivery.line["uri"], error, exc_info=True)
-            self.problem = str(error) or type(error).__name__
-            self._failures, self._failed_at = min(self._failures + 1, 10), time.monotonic()
-            self.done = False
-            self.delivery.reconnect()
-            return
-        self.problem, self._failures, self._failed_at = None, 0, -math.inf
-        if self.done and self._lock is not None:
-            _remove(self.delivery.folder)
-            self.release()
-
-    def release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-
-
-def _claim(folder: Path) -> Any:
-    """An open file that holds the folder's lock, or None if another process holds it."""
-    file = (folder / "lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def _left_behind(state: Path, own: Path) -> list[tuple[Delivery, Any]]:
-    """Folders of processes that are dead."""
-    found = []
-    for folder in sorted(p.parent for p in state.glob("*/line.json") if p.parent != own):
-        lock = None
-        try:
-            lock = _claim(folder)
-            if lock is not None:
-                found.append((Delivery(folder, live=False), lock))
-        except (OSError, ValueError) as error:  # gone just now, or not readable
-            _log.warning("Can't deliver %s: %s", folder, error)
-            if lock is not None:
-                lock.close()
-    return found
-
-
-def _remove(folder: Path) -> None:
-    """The folder has done its work; what MLflow refused stays, beside it."""
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "refused.jsonl").replace(folder.with_name(f"{folder.name}-refused.jsonl"))
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -422,4 +345,4 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-__all__ = ["ID", "Place", "Run", "Tracker", "TrackingConfig", "flatten", "locate", "numbers_of"]
+__all__ = ["Place", "Run", "Tracker", "TrackingConfig", "flatten", "locate", "numbers_of"]

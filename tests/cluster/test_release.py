@@ -13,8 +13,8 @@ from tiny_release import release_step
 from cluster.artifact import Artifacts
 from cluster.loading import FILES, Generator, model_folder
 from cluster.mlflow_place import connect, locate
+from cluster.package import count_parameters
 from cluster.registry import Registry, parse
-from cluster.release import count_parameters
 from cluster.stage import run_step
 from cluster.tracking import Tracker
 
@@ -96,7 +96,7 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
 
 
 def test_a_release_that_is_repeated_registers_nothing_twice(line):
-    folder, place, artifacts, made = line
+    _, place, artifacts, made = line
     again = run_step(release_step(bpb=1.5), artifacts)
     assert again.cached
     artifacts.store.delete_prefix(f"release/{made[-1].fingerprint}")  # it was killed before it published
@@ -128,6 +128,15 @@ def test_an_mlflow_that_is_away_does_not_invalidate_a_release(line, monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = release_step(tracking_uri="http://127.0.0.1:9").config
     assert still_valid(made[0], config)
+
+
+def test_an_mlflow_that_is_away_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = "http://127.0.0.1:9"
+    with pytest.raises(ConnectionError, match="does not answer"):
+        run_step(release_step(tracking_uri=away), Artifacts(tmp_path / "store"))
+    with pytest.raises(ConnectionError, match="MLFLOW_TRACKING_URI"):
+        model_folder("models:/tiny@champion", locate(tmp_path / "store", away))
 
 
 FRESH = """
@@ -166,7 +175,7 @@ def test_the_registered_model_answers_in_a_fresh_process_without_pickle(line, tm
 
 
 def test_models_are_found_by_uri_and_by_folder(line):
-    folder, place, artifacts, made = line
+    _, place, artifacts, made = line
     champion = model_folder("models:/tiny@champion", place)
     assert champion == model_folder("models:/tiny/3", place) == model_folder("models:/tiny", place)
     assert (champion / "model.safetensors").is_file()
