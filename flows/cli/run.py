@@ -78,6 +78,11 @@ def go(recipe: str, overrides: list[str], until: str | None, console: Console, l
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
         return 2
+    return ending(run, console)
+
+
+def ending(run: Run, console: Console) -> int:
+    """A run that is open, to its exit code: done, failed, or stopped by Ctrl-C."""
     with run.stop:
         try:
             code = work(run)

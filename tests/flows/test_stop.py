@@ -1,0 +1,118 @@
+"""Signals: Ctrl-C reaches the whole process group of a terminal, as here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.stop import StopFlag
+
+HERE = Path(__file__).parent
+
+
+class Started:
+    """slow_line.py in a process group of its own, at work, with a list of its children."""
+
+    def __init__(self, store: Path, kind: str, api: str = ""):
+        store.mkdir()
+        env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "PREFECT_API_URL": api}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "slow_line.py"), str(store), kind],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.children: list[psutil.Process] = []
+        deadline = time.monotonic() + 240
+        while not (store / "at-work").exists():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output()
+            time.sleep(0.1)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    def interrupt(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def output(self) -> str:
+        return self.process.communicate(timeout=60)[0]
+
+    def children_end(self) -> bool:
+        _, alive = psutil.wait_procs(self.children, timeout=15)
+        return not alive
+
+    def clean(self) -> None:
+        for process in [*self.children, psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+            process.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path, prefect_api: str) -> Any:
+    """(prefect_api: so that its database is made already.)"""
+    started: list[Started] = []
+
+    def begin(kind: str, api: str = "") -> Started:
+        started.append(Started(tmp_path / "store", kind, api))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.clean()
+
+
+def test_ctrl_c_ends_at_the_next_step_with_the_command_to_go_on(start: Any) -> None:
+    line = start("polite")
+    assert line.children, "the embedded Prefect API is a child"
+    line.interrupt()
+    output = line.output()
+    assert line.process.returncode == 130, output
+    assert "with a checkpoint" in output and "tokenmill run slow" in output
+    assert "Traceback" not in output
+    assert line.children_end()
+
+
+def test_ctrl_c_twice_ends_at_once_and_leaves_no_process(start: Any, prefect_api: str) -> None:
+    line = start("deaf", prefect_api)
+    line.interrupt()
+    time.sleep(0.5)
+    assert line.process.poll() is None
+    line.interrupt()
+    begun = time.monotonic()
+    line.output()
+    assert line.process.returncode == 130 and time.monotonic() - begun < 3
+    assert line.children_end()
+
+
+def test_a_killed_run_takes_its_prefect_api_with_it(start: Any) -> None:
+    line = start("server")
+    assert len(line.children) == 1
+    line.process.kill()
+    assert line.children_end()
+    line.output()
+
+
+def test_the_flag_is_set_by_either_signal_and_the_old_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        told = []
+        with StopFlag(lambda told=told: told.append(1)) as flag:
+            assert not flag()
+            signal.raise_signal(number)
+            assert flag() and flag.exit_code == code and told == [1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_flag_survives_a_library_that_takes_the_signal() -> None:
+    with StopFlag() as flag:
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the library's handler"))
+        flag.install()
+        signal.raise_signal(signal.SIGTERM)
+        assert flag()
