@@ -23,8 +23,8 @@ class Background:
         self._errors: dict[str, BaseException] = {}
 
     def start(self, name: str, begin: Callable[[], Any]) -> None:
-        """Begin, unless a start of this name is under way."""
-        if name in self._ready:
+        """Begin, unless a start of this name is under way or was well; one that failed is tried again."""
+        if name in self._ready and self._errors.pop(name, None) is None:
             return
         ready = self._ready[name] = threading.Event()
 

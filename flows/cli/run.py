@@ -34,7 +34,7 @@ def run(
 
     Ctrl-C stops at the next step with a checkpoint; the same command goes on from there.
     """
-    overrides = [*(set_ or []), *([f"store={store!r}"] if store else [])]
+    overrides = [*(set_ or []), *([f"store={store}"] if store else [])]
     if plan:
         return show_plan(recipe, overrides, until)
     from flows.quiet import log_path, quiet
