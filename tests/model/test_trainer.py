@@ -181,3 +181,17 @@ def test_the_mfu_counts_the_flops_of_the_count_module():
     tokens = random_tokens(3, 16)
     batch = Batch(tokens, tokens, torch.arange(16).expand(3, 16))
     assert StepFlops(shape)(batch, 48) == pytest.approx(48 * flops_per_token(shape, 16))
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_and_loss_in_fp32():
+    """Slow without the instructions for it, but right; the curve stays near fp32's."""
+    config = SHAPES["gqa-qk-norm"]
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        model = lively(config)
+        reports: list[StepReport] = []
+        train(model, batches, replace(CONFIG, steps=2, precision=precision), on_step=reports.append)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        curves[precision] = [r.loss for r in reports]
+    assert curves["bf16"] != curves["fp32"]
+    assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.03)
