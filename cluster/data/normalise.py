@@ -16,25 +16,35 @@ from typing import Literal
 
 Normalisation = Literal["text", "code", "none"]
 
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-_CODE_LINE_ENDS = re.compile("\r\n?")
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _ESCAPES = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufff9-\ufffb]")
-_BEYOND_ASCII = re.compile("[^\n]*[^\x00-\x7f][^\n]*")
+_INVISIBLE = re.compile("[\ufeff\ufff9-\ufffb]")
+_CONTROL = bytes(b for b in range(32) if b not in b"\t\n") + b"\x7f"
+_FEEDS = bytes.maketrans(b"\x0b\x0c", b"\n\n")
+_CONTROL_BUT_FEEDS = _CONTROL.translate(None, b"\x0b\x0c")
 
 
 def normalise(text: str, kind: Normalisation) -> str:
     """The text in its normal form; `normalise(normalise(x)) == normalise(x)`."""
     if kind == "none":
         return text
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if kind == "code":
-        return _CONTROL.sub("", _CODE_LINE_ENDS.sub("\n", text))
-    text = _LINE_ENDS.sub("\n", text)
-    text = _CONTROL.sub("", _ESCAPES.sub("", text))
-    if not text.isascii():  # only the lines that have something to repair: ftfy is the slow part
-        fix = _fixer()
-        text = _BEYOND_ASCII.sub(lambda line: fix(line[0]), text)
-    return text
+        return _INVISIBLE.sub("", _without(text, None, _CONTROL))
+    if "\x1b" in text:
+        text = _ESCAPES.sub("", text)
+    text = _without(text, _FEEDS, _CONTROL_BUT_FEEDS)
+    if text.isascii():
+        return text
+    text, fix = _LINE_ENDS.sub("\n", text), _fixer()
+    # line by line: few lines have something to repair, and ftfy is the slow part
+    return "\n".join([line if line.isascii() else fix(line) for line in text.split("\n")])
+
+
+def _without(text: str, table: bytes | None, deleted: bytes) -> str:
+    """Control characters deleted: in UTF-8 they are single bytes, and bytes.translate is fast."""
+    return text.encode("utf-8", "surrogatepass").translate(table, deleted).decode("utf-8", "surrogatepass")
 
 
 @cache
@@ -55,9 +65,10 @@ def _fixer() -> Callable[[str], str]:
 
     def fix(line: str) -> str:
         # a line is repaired as a whole; unless something looks wrong, composition is all there is to do
+        line = _INVISIBLE.sub("", line)
         if not ftfy.is_bad(line) and not _SUSPICIOUS.search(line):
             return unicodedata.normalize("NFC", line)
-        return _CONTROL.sub("", ftfy.fix_text(line, config).replace("\n", " "))
+        return _INVISIBLE.sub("", _without(ftfy.fix_text(line, config).replace("\n", " "), None, _CONTROL))
 
     return fix
 

@@ -118,32 +118,32 @@ def _stop_words(text: str, enough: int) -> int:
     return len(found)
 
 
-_PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
-
-
 def _gopher_repetition(texts: list[str], rules: GopherRepetition) -> Iterator[Check]:
     size = _array([len(text) for text in texts])
-    paragraphs = [_repeats(_PARAGRAPHS.split(text.strip())) for text in texts]
+    paragraphs = [_repeats(_paragraphs(text)) for text in texts]
     share = _array([count / of for count, _, of in paragraphs])
     yield Check("max_duplicate_paragraphs", share, rules.max_duplicate_paragraphs, False)
     chars = _share(_array([chars for _, chars, _ in paragraphs]), size)
     yield Check("max_duplicate_paragraph_chars", chars, rules.max_duplicate_paragraph_chars, False)
-    lines = [_repeats(_LINES.split(text.strip())) for text in texts]
+    lines = [_repeats(_lines(text)) for text in texts]
     share = _array([count / of for count, _, of in lines])
     yield Check("max_duplicate_lines", share, rules.max_duplicate_lines, False)
     chars = _share(_array([chars for _, chars, _ in lines]), size)
     yield Check("max_duplicate_line_chars", chars, rules.max_duplicate_line_chars, False)
-    words = Words(texts, SOLID)
+    ngrams = _Ngrams(Words(texts, SOLID))
     for n, bound in rules.max_top_ngram_chars.items():
-        yield Check(f"max_top_{n}gram_chars", _share(_top_ngram(words, n), size), bound, False)
+        yield Check(f"max_top_{n}gram_chars", _share(ngrams.top_chars(n), size), bound, False)
     for n, bound in rules.max_duplicate_ngram_chars.items():
-        most = _share(_covered(words, n), size)
-        # the exact count walks word by word; it is never more than what repeated n-grams cover
-        exact = [
-            _repeated_chars(texts[i].split(), n) / len(texts[i]) if most[i] > bound else most[i]
-            for i in range(len(texts))
-        ]
-        yield Check(f"max_duplicate_{n}gram_chars", _array(exact), bound, False)
+        yield Check(f"max_duplicate_{n}gram_chars", _share(ngrams.repeated_chars(n), size), bound, False)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Parts between blank lines, as re.split(r"\\n{2,}", text.strip()) has them."""
+    return [part for piece in text.strip().split("\n\n") if (part := piece.lstrip("\n"))] or [""]
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.strip().split("\n") if line] or [""]
 
 
 def _repeats(pieces: list[str]) -> tuple[int, int, int]:
@@ -159,64 +159,75 @@ def _repeats(pieces: list[str]) -> tuple[int, int, int]:
     return copies, chars, max(len(pieces), 1)
 
 
-def _groups(words: Words, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Equal n-grams of one document: (first word of each n-gram, sorted by group; group starts; group sizes)."""
-    hashes, at = words.ngrams(n)
-    keys = hashes ^ (words.document[at].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    order = np.argsort(keys)
-    ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(order) else order
-    sizes = np.diff(np.append(starts, len(order)))
-    return at[order], starts, sizes
+class _Repeated(NamedTuple):
+    """The n-grams that stand more than once in their document."""
+
+    at: NDArray[np.int64]  # index of the first word of each copy, ascending
+    group: NDArray[np.int64]  # which n-gram it is
+    first: NDArray[np.int64]  # (groups,) where each stands first
+    size: NDArray[np.int64]  # (groups,) how often
 
 
-def _top_ngram(words: Words, n: int) -> Values:
-    """(documents,) characters of the commonest n-gram, with the spaces between its words, times its count.
-    Of several that are as common, the first counts; as n-grams that occur once are no repetition, they count 0."""
-    top = np.zeros(len(words.counts))
-    at, starts, sizes = _groups(words, n)
-    if not len(at):
+class _Ngrams:
+    """Repetition of n-grams in a batch of documents. Only where an n-gram is repeated can a longer one be, so
+    each length looks at what the next shorter one left: the sorting is done once, on the shortest."""
+
+    def __init__(self, words: Words):
+        self.words = words
+        self.salt = words.document.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        self.chars = np.zeros(len(words) + 1, np.int64)
+        np.cumsum(words.lengths, out=self.chars[1:])
+        self.known: dict[int, _Repeated] = {}
+
+    def repeated(self, n: int) -> _Repeated:
+        if n not in self.known:
+            shorter = max((m for m in self.known if m < n), default=None)
+            hashes, at = self.words.ngrams(n, None if shorter is None else self.known[shorter].at)
+            keys = hashes ^ self.salt[at]
+            order = np.argsort(keys)
+            ordered = keys[order]
+            new = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
+            size = np.diff(np.append(np.flatnonzero(new), len(order)))
+            often = size > 1
+            group = np.empty(len(order), np.int64)
+            group[order] = np.cumsum(new) - 1
+            inside = often[group]  # `at` is ascending, and so are its parts
+            at, group = at[inside], (np.cumsum(often) - 1)[group[inside]]
+            first = np.full(int(often.sum()), len(self.words), np.int64)
+            np.minimum.at(first, group, at)
+            self.known[n] = _Repeated(at, group, first, size[often])
+        return self.known[n]
+
+    def top_chars(self, n: int) -> NDArray[np.int64]:
+        """(documents,) characters of the commonest n-gram, with the spaces between its words, times its count.
+        Of several that are as common the first counts. One that occurs once is no repetition and counts 0."""
+        found = self.repeated(n)
+        top = np.zeros(len(self.words.counts), np.int64)
+        document = self.words.document[found.first]
+        # sorted so that the best of each document comes last: more copies, then the earlier place
+        order = np.lexsort((-found.first, found.size, document))
+        best = order[np.append(document[order][1:] != document[order][:-1], True)[: len(order)]]
+        chars = self.chars[found.first[best] + n] - self.chars[found.first[best]] + n - 1
+        top[document[best]] = chars * found.size[best]
         return top
-    first = np.minimum.reduceat(at, starts)
-    total = np.zeros(len(words) + 1, np.int64)
-    np.cumsum(words.lengths, out=total[1:])
-    chars = total[first + n] - total[first] + n - 1
-    repeated = np.flatnonzero(sizes > 1)
-    document = words.document[first[repeated]]
-    # sorted so that the best of each document comes last: more copies, then the earlier place
-    order = np.lexsort((-first[repeated], sizes[repeated], document))
-    best = repeated[order[np.append(document[order][1:] != document[order][:-1], True)]] if len(order) else order
-    top[words.document[first[best]]] = chars[best] * sizes[best]
-    return top
 
-
-def _covered(words: Words, n: int) -> Values:
-    """(documents,) characters of words that stand in an n-gram that came before in the document."""
-    at, starts, _ = _groups(words, n)
-    if not len(at):
-        return np.zeros(len(words.counts))
-    first = np.minimum.reduceat(at, starts)
-    again = np.setdiff1d(at, first, assume_unique=True)
-    change = np.zeros(len(words) + 1, np.int64)
-    np.add.at(change, again, 1)
-    np.add.at(change, again + n, -1)
-    inside = np.cumsum(change)[:-1] > 0
-    return _per_document(words, np.where(inside, words.lengths, 0)).astype(np.float64)
-
-
-def _repeated_chars(words: list[str], n: int) -> int:
-    """Characters in n-grams that came before, walking on behind each one found (datatrove's counting)."""
-    seen: set[tuple[str, ...]] = set()
-    chars = at = 0
-    while at < len(words) - n + 1:
-        ngram = tuple(words[at : at + n])
-        if ngram in seen:
-            chars += sum(map(len, ngram))
-            at += n
-        else:
-            seen.add(ngram)
-            at += 1
-    return chars
+    def repeated_chars(self, n: int) -> NDArray[np.int64]:
+        """(documents,) characters in n-grams that came before, walking on behind each one found."""
+        found = self.repeated(n)
+        chars = np.zeros(len(self.words.counts), np.int64)
+        seen = np.zeros(len(found.size), bool).tolist()
+        copies, free = [], 0
+        for at, group in zip(found.at.tolist(), found.group.tolist(), strict=True):
+            if at < free:
+                continue
+            if seen[group]:
+                copies.append(at)
+                free = at + n
+            else:
+                seen[group] = True
+        places = np.array(copies, np.int64)
+        np.add.at(chars, self.words.document[places], self.chars[places + n] - self.chars[places])
+        return chars
 
 
 # ── FineWeb ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -111,17 +111,29 @@ class Words:
         np.cumsum((self.buffer.astype(np.uint64) + np.uint64(1)) * power[:size], out=prefix[1:])
         return mix((prefix[self.stop] - prefix[self.start]) * inverse[self.start])
 
-    def ngrams(self, n: int) -> tuple[U64, NDArray[np.int64]]:
-        """(hashes, index of the first word) of all runs of `n` words within a text."""
+    def ngrams(self, n: int, among: NDArray[np.int64] | None = None) -> tuple[U64, NDArray[np.int64]]:
+        """(hashes, index of the first word) of all runs of `n` words within a text.
+
+        Args:
+            among: only those that begin at one of these words.
+        """
         count = len(self) - n + 1
         if count <= 0:
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        within = np.flatnonzero(self.document[n - 1 :] == self.document[:count])
-        total = self.hashes[:count].copy()
+        if among is None:
+            within = np.flatnonzero(self.document[n - 1 :] == self.document[:count])
+            total = self.hashes[:count].copy()
+            for k in range(1, n):
+                total *= np.uint64(_P)
+                total += self.hashes[k : k + count]
+            return mix(total[within]), within
+        within = among[among < count]
+        within = within[self.document[within + n - 1] == self.document[within]]
+        total = self.hashes[within]
         for k in range(1, n):
             total *= np.uint64(_P)
-            total += self.hashes[k : k + count]
-        return mix(total[within]), within
+            total += self.hashes[within + k]
+        return mix(total), within
 
 
 _cache: list[tuple[U64, U64]] = []

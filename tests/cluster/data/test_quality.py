@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
 
+from cluster.data import quality
 from cluster.data.quality import judge
 from cluster.data.rules import C4, Code, FineWeb, GopherQuality, GopherRepetition, Thresholds
 
 THRESHOLDS = Thresholds()
 CLEAN = ["the", "cat", "and", "dog", "with", "their", "good", "friends", "to", "rest", "under", "that", "tree"]
-    "the",
-    "cat",
-    "and",
-    "dog",
-    "sat",
-    "with",
-    "their",
-    "good",
-    "friends",
-    "to",
-    "rest",
-    "under",
-    "that",
-    "old",
-    "tree",
-]
 
 
 def prose(words: int, seed: int = 0) -> list[str]:
@@ -263,3 +249,9 @@ def test_thresholds_can_be_set():
 def test_no_text_breaks_a_rule(text):
     assert reason(text, "gopher", "fineweb", "c4", "code") is not None
     judge([text, "x y z"], ("code", "fineweb", "gopher_repetition", "gopher_quality"), THRESHOLDS)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "a", "a\nb\n\nc", "\n\n\na\n\n\n\n\nb\n\n\nc\n", "a\n\n\nb\n \n\nc"])
+def test_paragraphs_and_lines_are_those_of_the_reference(text):
+    assert quality._paragraphs(text) == re.split(r"\n{2,}", text.strip())
+    assert quality._lines(text) == re.split(r"\n+", text.strip())
