@@ -10,6 +10,7 @@ Nothing is imported or executed.
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import re
 import tokenize
@@ -43,12 +44,17 @@ def decode(data: bytes) -> str | None:
 
 def tree_of(text: str) -> ast.Module | None:
     """The parsed module, or None where it is no valid Python (templates, Python 2)."""
+    collecting = gc.isenabled()
+    gc.disable()  # a tree is many objects and no garbage: a tenth of the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def prose(text: str, module: str) -> Iterator[tuple[str, str]]:
