@@ -60,7 +60,7 @@ class Position:
     own: int = 0  # bytes of the driver's events
     stage: int = 0  # bytes of the stage's events
     passed: dict[str, int] = field(default_factory=dict)  # metric -> its last step
-    rows: dict[str, list] = field(default_factory=dict)  # table -> [offset that it reaches to, columns, rows]
+    rows: dict[str, list] = field(default_factory=dict)  # table -> [columns, rows]
     tables: list[str] = field(default_factory=list)
     opened: bool = False
     closed: bool = False
@@ -220,7 +220,7 @@ class Delivery:
                 size += count
             elif kind in ("text", "table", "figure"):
                 flush()
-                if not self._file(key, event, which, offset, position):
+                if not self._file(key, event, offset, position):
                     return None
             reached = offset
         flush()
@@ -252,7 +252,7 @@ class Delivery:
             self._send(key, position, *request)
         position.passed = passed
 
-    def _file(self, key: str, event: dict, which: str, offset: int, position: Position) -> bool:
+    def _file(self, key: str, event: dict, offset: int, position: Position) -> bool:
         """Write a text, a table or a figure to the run's artifacts. False: not now."""
         name = event["name"]
         try:
@@ -261,7 +261,7 @@ class Delivery:
             elif event["type"] == "figure":
                 self.client.log_figure(position.run_id, draw(event["spec"]), f"figures/{_suffixed(name, '.png')}")
             else:
-                self._table(event, which, offset, position)
+                self._table(event, position)
         except Exception as error:
             if isinstance(error, (ValueError, KeyError, TypeError)) or is_permanent(error):
                 self._refuse(key, event, error)
@@ -274,17 +274,18 @@ class Delivery:
             self._refuse(key, event, error)
         return True
 
-    def _table(self, event: dict, which: str, offset: int, position: Position) -> None:
-        """Rows are added to those of the table's earlier events; the whole file is written again each time."""
+    def _table(self, event: dict, position: Position) -> None:
+        """Rows are added to those of the table's earlier events; the whole file is written again each time.
+
+        A row that is there already is a worker's that was restarted, or an event's that is delivered again.
+        """
         name = _suffixed(event["name"], ".json")
-        reached, columns, rows = position.rows.get(f"{which}:{name}", [0, [], []])
-        if offset > reached:
-            if columns and columns != event["columns"]:
-                rows = []  # it has become another table
-            seen = {json.dumps(r, sort_keys=True) for r in rows}
-            rows = rows + [r for r in event["rows"] if json.dumps(r, sort_keys=True) not in seen]
-            columns = event["columns"]
-            position.rows[f"{which}:{name}"] = [offset, columns, rows]
+        columns, rows = position.rows.get(name, [event["columns"], []])
+        if columns != event["columns"]:
+            columns, rows = event["columns"], []  # it has become another table
+        seen = {json.dumps(r, sort_keys=True) for r in rows}
+        rows = rows + [r for r in event["rows"] if json.dumps(r, sort_keys=True) not in seen]
+        position.rows[name] = [columns, rows]
         self.client.log_dict(position.run_id, {"columns": columns, "data": rows}, name)
         if name not in position.tables:  # by this tag MLflow's interface shows the file as a table
             marked = [{"path": n, "type": "table"} for n in [*position.tables, name]]

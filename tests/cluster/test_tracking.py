@@ -102,6 +102,29 @@ def test_a_restarted_worker_repeats_no_point(place, tmp_path):
     assert [p[:2] for p in curve(place, stage.run_id, "evaluation")] == [(4, 1.0)]
 
 
+def test_what_a_stage_says_between_two_looks_is_told(place, tmp_path, monkeypatch):
+    """The sender has read the stage's events, and then finds the run closed, with more events before that."""
+    real, late = outbox.Delivery._deliver, []
+
+    def deliver(self, key, path, which, position, **kw):
+        if which == "own" and key == "001-pretrain" and not late:
+            late.append(key)
+            log.metrics(1, {"loss": 1.0})
+            stage.finish("FINISHED", {"loss": 1.0})
+        return real(self, key, path, which, position, **kw)
+
+    monkeypatch.setattr(outbox.Delivery, "_deliver", deliver)
+    track = tracker(place)
+    track.start_line("demo")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    log.metrics(0, {"loss": 2.0})
+    while not late:
+        time.sleep(0.02)
+    assert track.finish(timeout=60)
+    assert [p[:2] for p in curve(place, stage.run_id, "loss")] == [(0, 2.0), (1, 1.0)]
+
+
 def test_a_batch_sent_twice_is_stored_once(place, tmp_path, monkeypatch):
     """The process dies between MLflow's answer and the note of it."""
     track = tracker(place)
