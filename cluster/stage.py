@@ -33,6 +33,7 @@ from cluster.workplace import build_folder
 
 RunContext = dict[str, Any]
 Progress = Callable[[float, float, str], None]
+Wiring = tuple[Progress, Callable[[], bool], RunContext]
 EVENTS = "events.jsonl"
 
 __all__ = [
@@ -201,9 +202,6 @@ def run_step(
             if last:
                 raise
     raise AssertionError("unreachable: the last round returns or raises")
-
-
-Wiring = tuple[Progress, Callable[[], bool], RunContext]
 
 
 def _make(

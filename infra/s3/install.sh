@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=.venv-s3
-stamp=$venv/installed
+stamp=$venv/.installed
 want=$(sha256sum infra/s3/requirements.txt | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 "${PYTHON:-python3}" -m venv --clear "$venv"

@@ -27,7 +27,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PYTHON = ROOT / ".venv-s3" / "bin" / "python"
-PROCESS = [str(PYTHON), str(HERE / "swift_process.py")]
 ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
 START_SECONDS = 60
 
@@ -105,9 +104,10 @@ class Server:
     def __init__(self, folder: Path | None = None, port: int = 0):
         self._temporary = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="tokenmill-s3-")).absolute()
-        self.port = port or _free_port()
-        self._processes: list[subprocess.Popen] = []
-        self._backends: dict[str, int] = {}
+        *backends, free = _free_ports(4)
+        self.port = port or free
+        self._process: subprocess.Popen | None = None
+        self._ports = dict(zip(("account", "container", "object"), backends, strict=True)) | {"proxy": self.port}
 
     @property
     def endpoint(self) -> str:
@@ -131,16 +131,12 @@ class Server:
                 answer.
         """
         if not PYTHON.exists():
-            raise RuntimeError(
-                f"The S3 server isn't installed: run {HERE.relative_to(ROOT)}/install.sh first."
-            )
+            raise RuntimeError(f"The S3 server isn't installed: run {HERE.relative_to(ROOT)}/install.sh first.")
         self._configure()
-        for kind in ("account", "container", "object", "proxy"):
-            with (self.folder / f"{kind}.log").open("ab") as log:
-                command = [*PROCESS, "serve", str(self.folder), kind, str(os.getpid())]
-                self._processes.append(
-                    subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-                )
+        with (self.folder / "swift.log").open("ab") as log:
+            command = [str(PYTHON), str(HERE / "swift_process.py"), str(self.folder)]
+            command += [f"{kind}={port}" for kind, port in self._ports.items()]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             self._wait()
         except BaseException:
@@ -150,15 +146,14 @@ class Server:
 
     def stop(self) -> None:
         """Stop its processes, and delete the folder if it is a temporary one."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
+        if self._process:
+            self._process.terminate()
             try:
-                process.wait(10)
+                self._process.wait(20)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes = []
+                self._process.kill()  # its servers end with it
+                self._process.wait()
+        self._process = None
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -190,30 +185,22 @@ class Server:
         try:
             os.setxattr(device, "user.swift.probe", b"x")
         except OSError as error:
-            raise RuntimeError(
-                f"Swift needs extended attributes, which {self.folder} has not: {error}"
-            ) from None
+            raise RuntimeError(f"Swift needs extended attributes, which {self.folder} has not: {error}") from None
         common = {"folder": self.folder, "user": getpass.getuser()}
         (self.folder / "swift.conf").write_text(SWIFT_CONF)
-        (self.folder / "proxy.conf").write_text(PROXY_CONF.format(port=self.port, **common))
-        self._backends = {kind: _free_port() for kind in ("account", "container", "object")}
-        for kind, port in self._backends.items():
-            (self.folder / f"{kind}.conf").write_text(BACKEND_CONF.format(kind=kind, port=port, **common))
-        servers = [f"{kind}={port}" for kind, port in self._backends.items()]
-        done = subprocess.run([*PROCESS, "rings", str(self.folder), *servers], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"Can't make Swift's rings: {done.stdout}{done.stderr}")
+        for kind, port in self._ports.items():
+            text = (PROXY_CONF if kind == "proxy" else BACKEND_CONF).format(kind=kind, port=port, **common)
+            (self.folder / f"{kind}.conf").write_text(text)
 
     def _wait(self) -> None:
         ends = time.monotonic() + START_SECONDS
         while time.monotonic() < ends:
-            for process in self._processes:
-                if process.poll() is not None:
-                    raise RuntimeError(f"A server of Swift ended at its start: {self._logs()}")
-            if self._healthy() and all(_listens(p) for p in self._backends.values()):
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError(f"Swift ended at its start: {self._log()}")
+            if self._healthy() and all(_listens(p) for p in self._ports.values()):
                 return
             time.sleep(0.1)
-        raise RuntimeError(f"Swift did not answer within {START_SECONDS} s: {self._logs()}")
+        raise RuntimeError(f"Swift did not answer within {START_SECONDS} s: {self._log()}")
 
     def _healthy(self) -> bool:
         try:
@@ -222,14 +209,16 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _logs(self) -> str:
-        return "".join(log.read_text(errors="replace")[-2000:] for log in sorted(self.folder.glob("*.log")))
+    def _log(self) -> str:
+        return (self.folder / "swift.log").read_text(errors="replace")[-4000:]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as open_at_once:
+        probes = [open_at_once.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _listens(port: int) -> bool:
@@ -238,7 +227,7 @@ def _listens(port: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where the objects are kept; default: a temporary folder")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--bucket", default="tokenmill", help="made if it isn't there (default: tokenmill)")

@@ -41,6 +41,17 @@ def test_half_a_line_is_never_read_and_a_torn_one_spoils_only_itself(tmp_path):
     assert [e["step"] for _, e in read_events(path)] == [1, 2]
 
 
+def test_a_line_that_is_being_written_is_read_once_it_is_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+    EventLog(path).metrics(1, {"loss": 1})
+    line = path.read_bytes()
+    path.write_bytes(line + line[:30])
+    offsets = [offset for offset, _ in read_events(path)]
+    assert offsets == [len(line)]
+    path.write_bytes(line + line)
+    assert [e["step"] for _, e in read_events(path, offsets[-1])] == [1]
+
+
 def test_every_line_is_strict_json_also_with_infinite_and_missing_values(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
     log.metrics(1, {"a": float("nan"), "b": float("inf"), "c": float("-inf")})
