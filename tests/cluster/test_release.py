@@ -234,3 +234,26 @@ def test_a_long_prompt_is_cut_and_still_answered(line):
 
 def test_no_database_of_mlflows_own_is_left_in_the_working_folder(line):
     assert not Path("mlflow.db").exists() or Path("mlflow.db").stat().st_mtime < line[0].stat().st_mtime
+
+
+def test_a_release_of_an_s3_store_keeps_its_files_there(s3_url, tmp_path, monkeypatch):
+    s3_url = f"{s3_url}/release"
+    monkeypatch.chdir(tmp_path)  # the database is in the working folder
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "cache"))
+    sqlite_place(tmp_path)
+    place = locate(s3_url)
+    tracker = Tracker(place, "line", system_seconds=None)
+    tracker.start_line("demo", recipe_text="name = 'demo'")
+    outcome = run_step(release_step(), Artifacts(s3_url))
+    assert tracker.finish(timeout=60)
+    assert outcome.artifact.summary["aliases"] == ["candidate", "champion"]
+    version = Registry(place).get("models:/tiny@champion")
+    assert version.source.startswith(f"{s3_url}/mlflow/")
+    folder = model_folder("models:/tiny@champion", place)
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert model_folder("models:/tiny/1", place) == folder  # downloaded once
+    assert Generator(folder).complete("The", max_new_tokens=4, temperature=0)
+    run = runs(place, "line")["demo"]
+    assert run.info.artifact_uri.startswith(f"{s3_url}/mlflow/line/")
+    assert not (tmp_path / "mlartifacts").exists()
