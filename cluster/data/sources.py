@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_PART_BYTES, MAX_PART_BYTES, PARTS = 4 << 20, 128 << 20, 64
+_MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata", "_temporary", "__pycache__"})
 TABLE_BYTES = 4 << 20  # text in one table that a worker sends back
 
 
@@ -75,11 +76,11 @@ def find_files(source: Source) -> list[File]:
         parts = entry.name.split("/")
         known, compression = reading.kind_of(parts[-1])
         kind = known if source.format == "auto" else source.format
-        if len(entries) > 1 and any(p.startswith((".", "_")) for p in parts):
-            continue  # .git, .DS_Store, _SUCCESS
+        if len(entries) > 1 and any(p.startswith(".") or p in _MARKERS for p in parts):
+            continue  # .git, .DS_Store
         if kind is None:
             unknown.append(entry.name)
-        elif entry.size or len(entries) > 1 or kind != "parquet":
+        else:
             found.append(File(entry.url, entry.name, entry.size, kind, compression))
     if not found:
         example = f", such as {unknown[0]!r}" if unknown else ""

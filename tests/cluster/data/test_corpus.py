@@ -13,7 +13,9 @@ import zstandard
 from data_pipeline import artifacts, content, corpus_step, ids, quarantine, rows, run_corpus
 
 from cluster.data import corpus, sources
-from cluster.data.corpus import CorpusConfig
+from cluster.data.corpus import CorpusConfig, Source
+from cluster.data.filter import DedupConfig, FilterConfig
+from cluster.identity import field_sides
 from cluster.stage import Stopped, external, fingerprint, run_step
 
 
@@ -145,6 +147,15 @@ def test_where_the_files_lie_and_their_weight_do_not_count_but_their_content_doe
     assert fingerprint(corpus_step([{"name": "s", "path": str(many), "weight": 7}])) == first
     (many / "0.jsonl").write_bytes(jsonl(["changed"]))
     assert fingerprint(corpus_step([{"name": "s", "path": str(many)}])) != first
+
+
+def test_what_is_in_a_fingerprint_is_on_that_side_on_purpose():
+    inside, outside = field_sides(Source)
+    assert outside == ["path", "weight"]
+    assert inside == ["name", "format", "text_field", "id_field", "split", "max_documents", "max_bytes"]
+    assert field_sides(CorpusConfig) == (["sources", "max_document_bytes"], [])
+    assert field_sides(FilterConfig) == (["normalise", "rules", "thresholds", "dedup"], [])
+    assert field_sides(DedupConfig) == (["exact", "near", "bands", "rows", "ngram"], [])
 
 
 def test_external_has_a_digest_for_each_source(many):

@@ -25,6 +25,8 @@ FILES = {
     "a/b/two.jsonl.gz": gzip.compress(b'{"text": "two"}\n{"text": "three"}\n{'),
     "a/three.bin": b"?",
     "a/_SUCCESS": b"",
+    "a/.git/x.txt": b"?",
+    "a/__init__.py": b"import this",
     "c.txt": b"other",
 }
 
@@ -58,7 +60,11 @@ def test_a_folder_a_glob_and_a_file(place):
     }
     for path, expected in names.items():
         assert [file.name for file in find_files(Source(name="s", path=f"{place}/{path}"))] == expected
-    assert [f.name for f in find_files(Source(name="s", path=f"{place}/a", format="txt"))] == [*names["a"], "three.bin"]
+    assert [f.name for f in find_files(Source(name="s", path=f"{place}/a", format="txt"))] == [
+        "__init__.py",
+        *names["a"],
+        "three.bin",
+    ]
     with pytest.raises(ValueError, match="nothing matches"):
         find_files(Source(name="s", path=f"{place}/nothing"))
 
