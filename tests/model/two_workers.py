@@ -27,12 +27,12 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     model = Decoder(ModelConfig(**ARGUMENTS)).init_weights(0)
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
     saved: list[int] = []
     half = ROWS // world_size
 
     def on_step(report) -> bool:
-        losses.append(report.loss)
+        losses.append((report.loss, report.grad_norm))
         return rank == 1 and report.step == 4
 
     def save(step, write) -> None:
@@ -49,6 +49,6 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         on_step=on_step,
         save=save,
     )
-    values = {"loss": losses, "saved": saved, "step": result.step, "stopped": result.stopped}
+    values = {"curve": losses, "saved": saved, "step": result.step, "stopped": result.stopped}
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(values))
     dist.destroy_process_group()
