@@ -34,7 +34,7 @@ def run(
 
     Ctrl-C stops at the next step with a checkpoint; the same command goes on from there.
     """
-    overrides = [*(set_ or []), *([f"store={store}"] if store else [])]
+    overrides = overrides_of(set_, store)
     if plan:
         return show_plan(recipe, overrides, until)
     from flows.quiet import log_path, quiet
@@ -51,10 +51,15 @@ def run(
     return None
 
 
+def overrides_of(set_: list[str] | None, store: str | None) -> list[str]:
+    return [*(set_ or []), *([f"store={store}"] if store else [])]
+
+
 def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     from rich.console import Console
 
     from cluster.artifact import Artifacts
+    from cluster.mlflow_place import locate
     from flows import graph, plan
     from flows.quiet import PLAIN_WIDTH
     from flows.recipe import read_recipe
@@ -62,6 +67,7 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     with told():
         read = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(read), until)
+        locate(read.store.url, read.tracking.uri)  # a wrong one is told now, too
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = PLAIN_WIDTH

@@ -1,0 +1,285 @@
+"""The command as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("run", "generate", "chat", "models")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a recipe and its text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path.parent / "cache"))
+    lines = [json.dumps({"text": f"document number {i} has some words"}) for i in range(20)]
+    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\n[[sources]]\nname = "web"\npath = "web.jsonl"\n[tokenizer]\nvocab_size = 400\n'
+        "[model]\nd_model = 32\nmax_seq_len = 64\n[train]\nsteps = 10\nseq_len = 64\nbatch_size = 4\n[release]\n"
+    )
+    return tmp_path
+
+
+def call(*words: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, list(words), input=stdin, catch_exceptions=False)
+
+
+def shell(*words: str, cwd: Path | None = None) -> Any:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+# --- help ------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_since_it_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, flows.__main__; "
+        "print([m for m in ('torch', 'ray', 'mlflow', 'prefect', 'numpy', 'pydantic', 'boto3') if m in sys.modules])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_and_each_command_its_options() -> None:
+    assert all(name in call("--help").output for name in COMMANDS)
+    assert all(word in call("run", "--help").output for word in ("recipe", "--set", "--until", "--plan", "--store"))
+    assert all(
+        word in call("generate", "--help").output for word in ("models:/NAME", "complete", "--max-tokens", "--seed")
+    )
+    assert "/exit" in call("chat", "--help").output
+    assert "NAME" in call("models", "--help").output
+
+
+def test_the_module_is_the_command() -> None:
+    shown = shell("--help")
+    assert shown.returncode == 0 and "tokenmill" in shown.stdout
+
+
+# --- run: what is wrong is told before anything starts ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("mine.toml", "--set", "train.lrr=3"), "Did you mean lr?"),
+        (("mine.toml", "--until", "packs"), "Did you mean pack?"),
+        (("mien.toml",), "Did you mean mine.toml?"),
+        (("mine.toml", "--set", "sources.web.path=gone.jsonl"), "gone.jsonl"),
+        (("mine.toml", "--set", "tracking.uri=./runs"), "MLflow no longer keeps runs in plain files"),
+    ],
+)
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_wrong_request_ends_with_code_2_one_paragraph_and_nothing_made(
+    folder: Path, words: tuple[str, ...], told: str, plan: bool
+) -> None:
+    result = call("run", *words, *(["--plan"] if plan else []))
+    text = " ".join(result.output.split())
+    assert result.exit_code == 2, text
+    assert told in text and "Traceback" not in text
+    assert not (folder / "store").exists() and not (folder / "mlflow.db").exists()
+
+
+def test_plan_tells_what_would_run_and_its_cost_and_touches_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    result = call("run", "mine.toml", "--plan")
+    assert result.exit_code == 0, result.output
+    assert sorted(folder.rglob("*")) == before
+    text = " ".join(result.output.split())
+    assert "7 of 7 stages would run" in text and "never made in this store" in text
+    for words in ("parameters", "vocabulary 400", "GFLOP/s", "memory per worker", "2,560", "About"):
+        assert words in text, words
+
+
+def test_store_is_an_option(folder: Path) -> None:
+    from flows.cli.run import overrides_of
+
+    assert overrides_of(["train.lr=1"], "s3://b/p") == ["train.lr=1", "store=s3://b/p"]
+    assert overrides_of(None, None) == []
+
+
+# --- run: with everything cached ---------------------------------------------------------------------------------
+
+
+def test_with_everything_cached_neither_prefect_nor_ray_is_even_imported(folder: Path) -> None:
+    script = folder / "cached.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from fakes import fake_run\n"
+        "from flows.cli.run import ending\n"
+        "from flows.quiet import quiet\n"
+        "stages = {'corpus': lambda ws: {}, 'filter': lambda ws: {}}\n"
+        "with quiet(Path('a.log')) as console:\n"
+        "    run = fake_run(Path('store'), stages, console)\n"
+        "    for step in run.steps:\n"
+        "        run.execute(step.name)\n"
+        "    run = fake_run(Path('store'), stages, console)\n"
+        "    code = ending(run, console)\n"
+        "    assert [r.cached for r in run.tracker.runs] == [False, True, True], run.tracker.runs\n"
+        "print([m for m in ('prefect', 'ray', 'torch') if m in sys.modules])\n"
+        "sys.exit(code)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "PREFECT_HOME": str(folder / "none")}
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=60)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.splitlines()[-1] == "[]"
+    assert "= corpus" in out.stdout and "cached" in out.stdout and "Next:" in out.stdout
+
+
+# --- run: endings -------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
+    make_run: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.cli.run import ending
+
+    def fails(error: Exception) -> Any:
+        def work(ws: Any) -> dict:
+            raise error
+
+        return work
+
+    for error, code, words in (
+        (ValueError("vocab_size = 9 is too small"), 2, "Error: vocab_size = 9 is too small"),
+        (RuntimeError("out of luck"), 1, "Error: RuntimeError: out of luck"),
+    ):
+        run = make_run({"corpus": lambda ws: {}, "train": fails(error)}, log=tmp_path / "the.log", source="mine.toml")
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            assert ending(run, run.screen.console) == code
+        run.screen.console.file.flush()
+        text = (tmp_path / "screen.txt").read_text()
+        assert words in text and "the.log" in text and "Traceback" not in text
+        assert ("tokenmill run mine.toml" in text) == (code == 1)
+        (tmp_path / "screen.txt").write_text("")
+
+
+# --- generate, chat, models -----------------------------------------------------------------------------------------
+
+
+class FakeGenerator:
+    """Says what it was asked."""
+
+    asked: list[Any]
+
+    def stream(self, prompt: Any, **options: Any) -> Any:
+        self.asked.append((list(prompt) if isinstance(prompt, list) else prompt, options))
+        if isinstance(prompt, list) and len(prompt) > 4:
+            raise ValueError("The conversation is longer than the context of 64 tokens.")
+        yield " one"
+        yield " two"
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
+    from cluster.loading import Generator
+
+    fake = FakeGenerator()
+    fake.asked = []
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, model: fake))
+    return fake
+
+
+def test_generate_writes_the_prompt_and_what_follows(generator: FakeGenerator) -> None:
+    result = call("generate", "m", "Once", "--max-tokens", "5", "--temperature", "0", "--top-p", "0.5", "--seed", "3")
+    assert (result.exit_code, result.output) == (0, "Once one two\n")
+    assert generator.asked == [
+        ("Once", {"max_new_tokens": 5, "temperature": 0.0, "top_p": 0.5, "seed": 3}),
+    ]
+
+
+def test_generate_reads_the_prompt_from_standard_input(generator: FakeGenerator) -> None:
+    assert call("generate", "m", "-", stdin="Then").output == "Then one two\n"
+
+
+def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -> None:
+    typed = "hello\n\nagain\nmore\n/reset\nnew\n/nonsense\n/exit\n"
+    result = call("chat", "m", "--system", "be brief", stdin=typed)
+    assert result.exit_code == 0 and result.output.count("one two") == 3
+    first, second, _too_long, third = (messages for messages, _ in generator.asked)
+    system = {"role": "system", "content": "be brief"}
+    assert first[0] == third[0] == system and len(second) == 4 and len(third) == 2
+    assert "longer than the context" in result.output and "/reset begins anew" in result.output
+    assert second[1:] == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": " one two"},
+        {"role": "user", "content": "again"},
+    ]
+    assert third[1:] == [{"role": "user", "content": "new"}]
+
+
+def test_chat_ends_where_the_input_ends(generator: FakeGenerator) -> None:
+    assert call("chat", "m", stdin="hello\n").exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("generate", "nowhere", "x"), ("chat", "./nowhere"), ("models", "nothing")])
+def test_a_model_that_is_not_there_is_one_sentence_and_code_2(folder: Path, words: tuple[str, ...]) -> None:
+    result = call(*words)
+    assert result.exit_code == 2 and "Error:" in result.output and "Traceback" not in result.output
+    assert not (folder / "mlflow.db").exists()
+
+
+def version(**values: Any) -> Any:
+    from cluster.registry import Version
+
+    base: dict[str, Any] = dict(  # noqa: C408
+        name="mine", version=2, aliases=("candidate",), metrics={"bpb": 1.25, "task/sums": 0.5}, gate="failed",
+        reason="bpb is not better [1.2]", fingerprint="ab", recipe="mine", lineage={"corpus": "corpus/12"},
+        parameters=1234567, created=1_700_000_000_000, run_id="r1",
+    )  # fmt: skip
+    return Version(**(base | values))
+
+
+def test_models_lists_models_versions_and_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import registry
+
+    both = [version(), version(version=1, aliases=("champion",), gate="passed", reason="")]
+    fake = SimpleNamespace(
+        place=SimpleNamespace(uri="sqlite:///x.db"),
+        names=lambda: ["mine"],
+        versions=lambda name: both,
+        get=lambda uri: both[0],
+    )
+    monkeypatch.setattr(registry, "Registry", lambda: fake)
+    assert all(w in call("models").output for w in ("mine", "@candidate=2", "@champion=1", "sqlite:///x.db"))
+    listed = call("models", "mine").output
+    assert all(w in listed for w in ("@champion", "failed", "1.250", "bpb is not better [1.2]"))
+    one = call("models", "mine@candidate").output
+    assert all(w in one for w in ("models:/mine/2", "corpus/12", "1.23M", "task/sums", "bpb is not better"))
+
+
+def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.loading import Generator
+
+    def load(cls: Any, model: str) -> Any:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(Generator, "load", classmethod(load))
+    begun = time.time()
+    result = call("generate", "m", "x")
+    assert result.exit_code == 1 and "RuntimeError: the disk is on fire" in result.output
+    log = Path(result.output.split("The details are in ")[1].strip().replace("\n", ""))
+    assert log.stat().st_mtime >= begun - 1 and "Traceback" in log.read_text()
+    log.unlink()
