@@ -165,3 +165,11 @@ def test_batches_cover_all_texts_once():
     texts = ["x" * n for n in (10, 0, 700, 3, 900, 1)]
     assert [i for part in batches(texts, 500) for i in range(*part.indices(6))] == [0, 1, 2, 3, 4, 5]
     assert batches([], 500) == []
+
+
+def test_a_band_key_tells_apart_its_rows_values_and_their_order():
+    minhash = MinHash(bands=2, rows=3)
+    rows = np.array([[1, 2, 3, 7, 8, 9], [3, 2, 1, 7, 8, 9], [1, 2, 3, 7, 8, 10], [2, 2, 2, 7, 9, 8]], np.uint32)
+    keys = minhash.band_keys(rows)
+    assert (keys[:, :1] == keys[:, 0]).tolist() == (rows[:, None, :3] == rows[None, :, :3]).all(axis=2).tolist()
+    assert (keys[:, 1:] == keys[:, 1]).tolist() == (rows[:, None, 3:] == rows[None, :, 3:]).all(axis=2).tolist()

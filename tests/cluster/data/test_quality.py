@@ -11,6 +11,7 @@ import pytest
 from cluster.data import quality
 from cluster.data.quality import judge
 from cluster.data.rules import C4, Code, FineWeb, GopherQuality, GopherRepetition, Thresholds
+from cluster.data.words import SOLID, Words
 
 THRESHOLDS = Thresholds()
 CLEAN = ["the", "cat", "and", "dog", "with", "their", "good", "friends", "to", "rest", "under", "that", "tree"]
@@ -255,3 +256,11 @@ def test_no_text_breaks_a_rule(text):
 def test_paragraphs_and_lines_are_those_of_the_reference(text):
     assert quality._paragraphs(text) == re.split(r"\n{2,}", text.strip())
     assert quality._lines(text) == re.split(r"\n+", text.strip())
+
+
+def test_ngram_rules_do_not_depend_on_the_order_in_which_they_are_asked():
+    texts = [repetitive(seed) for seed in range(80)]
+    ngrams, backwards = (quality._Ngrams(Words(texts, SOLID)) for _ in range(2))
+    forth = {n: (ngrams.top_chars(n).tolist(), ngrams.repeated_chars(n).tolist()) for n in range(2, 11)}
+    back = {n: (backwards.top_chars(n).tolist(), backwards.repeated_chars(n).tolist()) for n in range(10, 1, -1)}
+    assert forth == back
