@@ -67,7 +67,7 @@ def tokenmill(recipe: str = "demo", overrides: list[str] | None = None, until: s
     if _current is not None:
         return walk(_current)
     run = Run.open(recipe, overrides or (), until)
-    with here(run):
+    with here(run), run.stop:
         try:
             run.start()
             return walk(run)

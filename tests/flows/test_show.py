@@ -1,0 +1,312 @@
+"""What a person sees: lines, bars, tables, the plan, Prefect's artifacts, and where chatter goes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import fake_steps
+from rich.console import Console
+
+from cluster.artifact import Artifacts
+from cluster.stage import run_step
+from flows import artifacts, closing, plan, show
+from flows.background import Background
+from flows.quiet import log_path, quiet
+
+ROOT = Path(__file__).parents[2]
+
+
+def summary(kind: str, values: dict[str, Any], **manifest: Any) -> Any:
+    made = SimpleNamespace(size=1500, key=f"{kind}/ab", name=kind, files={}, **manifest)
+    return SimpleNamespace(kind=kind, summary=values, manifest=made, fingerprint="ab")
+
+
+def outcome(artifact: Any, cached: bool = False, seconds: float = 3.0) -> Any:
+    return SimpleNamespace(artifact=artifact, cached=cached, seconds=seconds)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (show.count(3), "3"), (show.count(9999), "9,999"), (show.count(12_345), "12.3k"), (show.count(2.5e9), "2.5B"),
+        (show.size(999), "999 B"), (show.size(1500), "1.5 kB"), (show.size(123_456_789), "123 MB"),
+        (show.duration(3), "3.0 s"), (show.duration(59), "59 s"), (show.duration(185), "3m 05s"),
+        (show.duration(119.9), "2m 00s"), (show.duration(7900), "2h 11m"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_for_people(shown: str, text: str) -> None:
+    assert shown == text
+
+
+def test_each_kind_of_artifact_has_its_facts_and_an_odd_summary_has_none() -> None:
+    corpus = {"documents": 12_000, "bytes": 2_000_000, "quarantined": {"empty": 2, "broken": 1}}
+    assert show.facts(summary("corpus", corpus)) == "12k documents, 2.0 MB, 3 quarantined"
+    assert "loss 2.500" in show.facts(summary("model", {"parameters": 1_000_000, "loss": 2.5, "resumed_from": 40}))
+    assert "went on from step 40" in show.facts(summary("model", {"resumed_from": 40}))
+    assert show.facts(summary("evaluation", {"bpb": 1.25})) == "1.250 bits per byte"
+    assert show.facts(summary("something", {"x": 1})) == ""
+
+
+# --- while it runs ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_lines_come_at_a_slow_rate_with_the_share_and_the_time_left(monkeypatch: Any) -> None:
+    now = SimpleNamespace(t=100.0)
+    monkeypatch.setattr(show.time, "monotonic", lambda: now.t)
+    out = io.StringIO()
+    screen = show.screen(Console(file=out, width=120))
+    assert type(screen) is show.Screen
+    screen.begin("pretrain")
+    for step in range(161):
+        screen.progress(step, 400, "loss 2.0")
+        now.t += 0.125
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("pretrain  80/400 (20%)  loss 2.0") and "40 s left" in lines[0]
+
+
+def test_a_stop_is_said_once(monkeypatch: Any) -> None:
+    out = io.StringIO()
+    screen = show.Screen(Console(file=out, width=120), lambda: True)
+    screen.begin("pretrain")
+    screen.progress(1, 10, "")
+    screen.progress(2, 10, "")
+    assert out.getvalue().count("stopping at the next step") == 1
+
+
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left_and_then_a_line() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=140)
+    screen = show.screen(console)
+    assert type(screen) is show.Bars
+    screen.begin("pretrain")
+    for step in range(5):
+        screen.progress(step, 400, "loss 2.0")
+        screen._bars.refresh()
+    screen.end("pretrain", outcome(summary("model", {"loss": 2.0})))
+    screen.close()
+    text = out.getvalue()
+    assert "/s  loss 2.0" in text and " left" in text and "✓ pretrain" in text
+
+
+def test_the_bar_says_that_it_is_stopping() -> None:
+    out = io.StringIO()
+    screen = show.Bars(Console(file=out, force_terminal=True, width=160), lambda: True)
+    screen.begin("pretrain")
+    screen._bars.refresh()
+    screen.close()
+    assert "stopping at the next step" in out.getvalue() and "again ends at once" in out.getvalue()
+
+
+# --- where chatter goes ------------------------------------------------------------------------------------------
+
+
+def test_what_processes_and_libraries_say_goes_to_the_log_and_the_console_to_the_screen(tmp_path: Path) -> None:
+    script = tmp_path / "noisy.py"
+    script.write_text(
+        "import logging, os, subprocess, sys, warnings\n"
+        "from pathlib import Path\n"
+        "from flows.quiet import quiet\n"
+        "with quiet(Path('a/the.log')) as console:\n"
+        "    print('printed'); sys.stderr.write('to stderr\\n')\n"
+        "    os.write(1, b'from C\\n'); os.write(2, b'C stderr\\n')\n"
+        "    subprocess.run([sys.executable, '-c', 'print(\"child\")'])\n"
+        "    logging.getLogger('ray').warning('logged'); warnings.warn('warned')\n"
+        "    console.print('for the person')\n"
+        "print('after')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert out.stdout == "for the person\nafter\n" and out.stderr == ""
+    log = (tmp_path / "a" / "the.log").read_text()
+    assert all(w in log for w in ("printed", "to stderr", "from C", "C stderr", "child", "logged", "warned"))
+    assert "for the person" not in log
+
+
+def test_the_screen_comes_back_after_an_error(tmp_path: Path, capfd: Any) -> None:
+    before = sys.stdout, logging.getLogger().handlers[:]
+    with pytest.raises(RuntimeError), quiet(tmp_path / "x.log"):
+        raise RuntimeError
+    assert (sys.stdout, logging.getLogger().handlers) == before
+    os.write(1, b"back\n")
+    assert capfd.readouterr().out == "back\n"
+
+
+def test_the_log_lies_beside_a_local_store(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert log_path(str(tmp_path / "x" / "store"), "demo").parent == tmp_path / "x" / "logs"
+    assert log_path("store", "demo").parent == log_path("s3://b/p", "demo").parent == tmp_path / "logs"
+
+
+# --- starts in the background -----------------------------------------------------------------------------------------
+
+
+def test_a_start_is_waited_for_raises_what_it_raised_and_can_be_tried_again() -> None:
+    tries = []
+
+    def begin() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ConnectionError("not yet")
+        return "up"
+
+    background = Background()
+    background.start("ray", begin)
+    with pytest.raises(ConnectionError):
+        background.wait("ray")
+    background.start("ray", begin)
+    assert background.wait("ray") == "up"
+    background.start("ray", begin)  # it is up: nothing more is begun
+    assert background.wait("ray") == "up" and len(tries) == 2
+    threads = background._threads
+    assert all(t.is_alive() for t in threads)  # what a thread forked would die with it
+    background.close()
+    assert not any(t.is_alive() for t in threads)
+
+
+# --- at the end ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Any:
+    """A run that went through every stage, as closing sees it."""
+    before = {"bpb": 2.0, "bpb/web": 2.1, "unigram_bpb": 3.5, "gzip_bpb": 2.6, "task/sums": 0.1}
+    after = {**before, "bpb": 1.9, "task/sums": 0.6}
+    release = {"name": "demo", "version": 3, "aliases": ["candidate", "champion"], "uri": "models:/demo@champion"}
+    release["gate"] = {"passed": True, "reason": "all metrics hold", "metrics": []}
+    evaluated = summary("evaluation", after)
+    evaluated.manifest.files = {"samples.json": None}
+    samples = [{"prompt": "Once [x]", "completion": "upon\na time"}]
+    evaluated.read = lambda name: json.dumps(samples).encode()
+    rlhf = {"reward_before": 0.1, "reward_after": 0.55, "heldout_items": 64, "loss": 0.1}
+    outcomes = {
+        "corpus": outcome(summary("corpus", {"documents": 5, "bytes": 10}), cached=True),
+        "pretrain": outcome(summary("model", {"loss": 2.5})),
+        "evaluate-base": outcome(summary("evaluation", before)),
+        "rlhf": outcome(summary("model", rlhf)),
+        "evaluate": outcome(evaluated),
+        "release": outcome(summary("release", release)),
+    }
+    place = SimpleNamespace(uri="sqlite:///x/mlflow.db", is_server=False, command="mlflow ui")
+    return SimpleNamespace(
+        name="demo", source="demo", outcomes=outcomes, begun=0.0, runs={}, log=tmp_path / "the.log",
+        tracker=SimpleNamespace(place=place, url=lambda run: None),
+        artifacts=SimpleNamespace(store=SimpleNamespace(url=str(tmp_path / "store"))),
+    )  # fmt: skip
+
+
+def test_the_closing_tables_have_all_that_a_person_asks_for(finished: Any) -> None:
+    out = io.StringIO()
+    closing.show(finished, Console(file=out, width=120))
+    text = out.getvalue()
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert "cached" in lines["corpus"] and "3.0" in lines["pretrain"]
+    assert lines["all"][1:] == ["2.000", "1.900", "3.500", "2.600"]
+    assert lines["task/sums"][1:] == ["0.100", "0.600"]
+    assert "reward 0.100 → 0.550 (+0.450) on 64 held-out prompts" in text
+    assert "Once [x]" in text and "upon a time" in text
+    assert "demo version 3 (@candidate @champion)" in text and "Gate passed" in text
+    assert str(finished.log) in text and "sqlite:///x/mlflow.db" in text
+    after = text.split("Next:\n")[1].splitlines()
+    assert len(after) == 3 and all(line.strip().startswith("tokenmill ") for line in after)
+    assert "models:/demo@champion" in after[0]
+
+
+@pytest.mark.parametrize("kept", [("corpus",), ("corpus", "pretrain"), ("corpus", "pretrain", "evaluate-base")])
+def test_a_part_of_the_line_closes_too_with_commands_to_type(finished: Any, kept: tuple[str, ...]) -> None:
+    finished.outcomes = {k: v for k, v in finished.outcomes.items() if k in kept}
+    for one in finished.outcomes.values():
+        one.artifact.path = lambda verify=True: Path("/x/store/model/ab")
+    out = io.StringIO()
+    closing.show(finished, Console(file=out, width=120))
+    assert "tokenmill" in out.getvalue().split("Next:\n")[1]
+
+
+# --- Prefect's artifacts ------------------------------------------------------------------------------------------
+
+
+def test_the_data_report_counts_by_source_and_by_reason_most_first() -> None:
+    values = {
+        "documents": 10, "bytes": 100, "sources": {"web": {"documents": 7}, "code": {"documents": 3}},
+        "removed": {"near duplicate": 4, "too short": 9},
+    }  # fmt: skip
+    text = artifacts.data_report(summary("documents", values))
+    assert "| web | 7 |" in text and text.index("too short | 9") < text.index("near duplicate | 4")
+
+
+def test_a_loss_curve_is_drawn_in_characters_and_as_svg() -> None:
+    points = [(i, 5.0 - i / 100) for i in range(300)]
+    plot = artifacts.text_plot(points).splitlines()
+    assert plot[0].startswith("   4.9") and "•" in plot[0].split("│")[1][:3] and plot[-3].rstrip().endswith("•")
+    url = artifacts.svg_url("pretrain", points)
+    svg = base64.b64decode(url.partition("base64,")[2]).decode()
+    assert url.startswith("data:image/svg+xml") and svg.count("polyline") == 1 and "step 0" in svg
+    assert len(artifacts.thin(points, 10)) == 10
+
+
+def test_an_artifact_that_cannot_be_sent_is_a_warning_and_no_more(caplog: Any) -> None:
+    @artifacts.never_raises
+    def fails() -> None:
+        raise ConnectionError("Prefect is away")
+
+    assert fails() is None and "Prefect is away" in caplog.text
+
+
+def test_keys_are_such_as_prefect_takes() -> None:
+    assert artifacts.key_of(SimpleNamespace(name="My Demo_1"), "evaluate-base", "x") == "my-demo-1-evaluate-base-x"  # type: ignore[arg-type]
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_what_is_cached_and_which_field_changed(tmp_path: Path) -> None:
+    stages: Any = {"corpus": lambda ws: {}, "filter": lambda ws: {}, "pack": lambda ws: {}}
+    store = Artifacts(tmp_path / "store")
+    steps = fake_steps(stages)
+    assert [p.reasons for p in plan.look(steps, store)] == [["never made in this store"]] * 3
+    run_step(steps[-1], store)
+    assert all(p.cached for p in plan.look(steps, store))
+    corpus, filtered, packed = plan.look(fake_steps(stages, {"filter": 7}), store)
+    assert corpus.cached
+    assert filtered.reasons == ["value: default -> 7"]
+    assert packed.reasons == ["its before would be new"] and packed.last_seconds is not None
+
+
+def test_the_plan_sees_damage_and_leaves_it_where_it_is(tmp_path: Path) -> None:
+    stages: Any = {"corpus": lambda ws: {}}
+    store = Artifacts(tmp_path / "store")
+    artifact = run_step(fake_steps(stages)[0], store).artifact
+    file = artifact.path() / "data.txt"
+    file.write_text("torn")
+    (planned,) = plan.look(fake_steps(stages), store)
+    assert not planned.cached and planned.reasons[0].startswith("damaged:")
+    assert file.read_text() == "torn"
+
+
+def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate() -> None:
+    from model.config import ModelConfig, TrainConfig
+
+    train = TrainConfig(steps=10, batch_size=4, seq_len=64)
+    recipe: Any = SimpleNamespace(
+        model=ModelConfig(d_model=32, n_layers=1, max_seq_len=64), tokenizer=SimpleNamespace(vocab_size=300),
+        train=train, instruct=None, rlhf=None,
+    )  # fmt: skip
+    (cost,) = plan.trainings(recipe, ["pretrain"], 1e9, "cpu")
+    assert cost.tokens == 2560 and cost.memory > 0
+    assert cost.seconds == pytest.approx(cost.flops / (1e9 * plan.UTILISATION["cpu"]))
+    (faster,) = plan.trainings(recipe, ["pretrain"], 2e9, "cpu")
+    assert faster.seconds == pytest.approx(cost.seconds / 2)
+    assert plan.trainings(recipe, ["corpus"], 1e9, "cpu") == []
