@@ -107,8 +107,6 @@ def stop_check(ws: Workspace) -> Callable[[], None]:
 
     def check() -> None:
         if ws.stopping():
-            raise Stopped(
-                f"{ws.step} stopped; it starts over with the next run, the stages before it are kept."
-            )
+            raise Stopped(f"{ws.step} stopped; it starts over with the next run, the stages before it are kept.")
 
     return check

@@ -46,7 +46,7 @@ def final(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Args: digits of the larger number, at most; ops: add, sub; steps: whether they are written out."""
+    """Args: digits of both numbers; ops: add, sub; steps: whether they are written out."""
 
     digits: int = 2
     ops: str = "add"
@@ -61,12 +61,10 @@ class Arithmetic:
     def problem(self, rng: random.Random) -> Problem:
         op = rng.choice(sorted(set(self.ops.split(","))))
         low, high = (10 ** (self.digits - 1) if self.digits > 1 else 0), 10**self.digits
-        # One number has all digits, so that most problems are as hard as the name says; the other any number.
-        a, b = rng.randrange(low, high), rng.randrange(high)
+        # Both have all digits: a digit is then found at a fixed distance, which a model learns first.
+        a, b = rng.randrange(low, high), rng.randrange(low, high)
         if op == "sub":
             a, b = max(a, b), min(a, b)
-        elif rng.random() < 0.5:
-            a, b = b, a
         sign, value = ("+", a + b) if op == "add" else ("-", a - b)
         steps = (addition if op == "add" else subtraction)(a, b)
         worked = f"{', '.join(steps)}. {final(str(value))}" if self.steps else final(str(value))

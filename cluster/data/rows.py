@@ -76,9 +76,7 @@ class TokenRows:
         weights: share of each source in the training batches; None: by size.
     """
 
-    def __init__(
-        self, folder: str | Path, seq_len: int, seed: int = 0, weights: Mapping[str, float] | None = None
-    ):
+    def __init__(self, folder: str | Path, seq_len: int, seed: int = 0, weights: Mapping[str, float] | None = None):
         self.folder, self.seq_len, self.seed = Path(folder), seq_len, seed
         if seq_len < 2:
             raise ValueError(f"seq_len must be 2 or more, not {seq_len}.")
@@ -115,9 +113,7 @@ class TokenRows:
 
         The parts of ranks 0 to world_size-1, one after another, are the same batch for every world_size.
         """
-        samples = np.arange(step * batch_size, (step + 1) * batch_size)[
-            rank_slice(batch_size, rank, world_size)
-        ]
+        samples = np.arange(step * batch_size, (step + 1) * batch_size)[rank_slice(batch_size, rank, world_size)]
         place = self.order(samples)
         rows = [self.row(self.order.sources[s], int(r)) for s, r in zip(place.source, place.row, strict=True)]
         return stack(rows, self.seq_len)
@@ -132,9 +128,7 @@ class TokenRows:
         tokens, starts = data.read(first, stop)
         return cut_row(tokens, starts - first, length, self.pad_id)
 
-    def validation(
-        self, source: str, batch_size: int = 8, max_bytes: int | None = None
-    ) -> Iterator[RowBatch]:
+    def validation(self, source: str, batch_size: int = 8, max_bytes: int | None = None) -> Iterator[RowBatch]:
         """Batches in which each held-out token but bos is a target exactly once.
 
         A document longer than a row goes on in further ones; short ones share a row. The last batch may be

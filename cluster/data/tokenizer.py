@@ -38,9 +38,7 @@ class TokenizerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = Field(
-        4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included"
-    )
+    vocab_size: int = Field(4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included")
     sample_mb: float = Field(20.0, gt=0, le=4096, description="text it is trained on, at most")
     weights: dict[str, float] = Field(
         default_factory=dict, description="share of each source in the sample; 1 where not named"
@@ -66,13 +64,9 @@ class Tokenizer:
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         try:
-            self._load(
-                (folder / "tokenizer.model").read_bytes(), json.loads((folder / "tokenizer.json").read_text())
-            )
+            self._load((folder / "tokenizer.model").read_bytes(), json.loads((folder / "tokenizer.json").read_text()))
         except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder."
-            ) from None
+            raise ValueError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
 
     @classmethod
     def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:
@@ -87,9 +81,7 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.vocab_size()
         self.special: dict[str, int] = dict(info["special"])
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (
-            info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos")
-        )
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
         self.end_id = self.special[END]
         self.stop_ids = (self.eos_id, self.end_id)  # where generation ends
         self._names = {
