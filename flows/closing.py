@@ -163,13 +163,22 @@ def next_commands(run: Run) -> list[str]:
     elif model is not None and "://" not in run.artifacts.store.url:
         folder = shlex.quote(relative(model.path(verify=False)))
         commands = [f'tokenmill generate {folder} "The function returns"', f"tokenmill chat {folder}"]
-        commands.append(f"tokenmill run {shlex.quote(run.source)}")
+        commands.append(command(run, until=False))
     else:
-        command = f"tokenmill run {shlex.quote(run.source)}"
-        commands = [f"{command} --plan", command]
+        commands = [command(run, until=False), f"{command(run, until=False)} --plan"]
     if release is not None and not run.tracker.place.is_server:
         commands[2] = f"{commands[2]}      # or: {run.tracker.place.command}"
     return commands
+
+
+def command(run: Run, until: bool = True) -> str:
+    """The command that made this run; without `--until`, the one that goes on to the end."""
+    words = ["tokenmill", "run", run.source]
+    for text in run.overrides:
+        words += ["--set", text]
+    if until and run.until:
+        words += ["--until", run.until]
+    return " ".join(shlex.quote(w) for w in words)
 
 
 def run_artifact(run: Run) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,13 +128,17 @@ def work(run: Run) -> int:
 
 
 def stopped(run: Run, state: Any) -> int:
+    from flows.closing import command
+
     console = run.screen.console
     console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
-    console.print(f"To go on from there, the same command:\n  {same_command(run)}", markup=False, soft_wrap=True)
+    console.print(f"To go on from there, the same command:\n  {command(run)}", markup=False, soft_wrap=True)
     return run.stop.exit_code
 
 
 def failed(run: Run, error: BaseException, console: Console, name: str = "") -> int:
+    from flows.closing import command
+
     if name:
         run.screen.fault(name, "failed")
     bad_input = isinstance(error, BAD_INPUT)
@@ -144,18 +147,9 @@ def failed(run: Run, error: BaseException, console: Console, name: str = "") -> 
         console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
     if not bad_input:
         console.print(
-            f"What is done is kept; the same command goes on:\n  {same_command(run)}", markup=False, soft_wrap=True
+            f"What is done is kept; the same command goes on:\n  {command(run)}", markup=False, soft_wrap=True
         )
     return 2 if bad_input else 1
-
-
-def same_command(run: Run) -> str:
-    words = ["tokenmill", "run", run.source]
-    for text in run.overrides:
-        words += ["--set", text]
-    if run.until:
-        words += ["--until", run.until]
-    return " ".join(shlex.quote(w) for w in words)
 
 
 def _log() -> None:

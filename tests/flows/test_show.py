@@ -202,7 +202,7 @@ def finished(tmp_path: Path) -> Any:
     }
     place = SimpleNamespace(uri="sqlite:///x/mlflow.db", is_server=False, command="mlflow ui")
     return SimpleNamespace(
-        name="demo", source="demo", outcomes=outcomes, begun=0.0, runs={}, log=tmp_path / "the.log",
+        name="demo", source="demo", overrides=("seed=2",), until="pretrain", outcomes=outcomes, begun=0.0, runs={}, log=tmp_path / "the.log",
         tracker=SimpleNamespace(place=place, url=lambda run: None),
         artifacts=SimpleNamespace(store=SimpleNamespace(url=str(tmp_path / "store"))),
     )  # fmt: skip
@@ -232,7 +232,7 @@ def test_a_part_of_the_line_closes_too_with_commands_to_type(finished: Any, kept
         one.artifact.path = lambda verify=True: Path("/x/store/model/ab")
     out = io.StringIO()
     closing.show(finished, Console(file=out, width=120))
-    assert "tokenmill" in out.getvalue().split("Next:\n")[1]
+    assert "tokenmill run demo --set seed=2\n" in out.getvalue().split("Next:\n")[1]
 
 
 # --- Prefect's artifacts ------------------------------------------------------------------------------------------
