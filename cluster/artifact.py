@@ -59,9 +59,7 @@ class Manifest(BaseModel):
     config: dict[str, Any] = Field(default_factory=dict, description="the stage's whole config")
     identity: dict[str, Any] = Field(default_factory=dict, description="what of it is in the fingerprint")
     inputs: dict[str, InputRef] = Field(default_factory=dict)
-    external: dict[str, str] = Field(
-        default_factory=dict, description="digests of what came from outside the store"
-    )
+    external: dict[str, str] = Field(default_factory=dict, description="digests of what came from outside the store")
     files: dict[str, FileEntry] = Field(default_factory=dict)
     prefix: str = Field(default="", description="where the files lie in the store: this + their name")
     summary: dict[str, Any] = Field(default_factory=dict)
@@ -194,9 +192,7 @@ class Artifacts:
             if winner:
                 shutil.rmtree(folder, ignore_errors=True)
                 return winner
-        raise StoreError(
-            f"Can't publish {manifest.key} in {self.store.url}: what is there is torn each time."
-        )
+        raise StoreError(f"Can't publish {manifest.key} in {self.store.url}: what is there is torn each time.")
 
     def set_aside(self, kind: str, fingerprint: str, reason: str) -> None:
         """Move the artifact out of the way, to STORE/aside/, with the reason beside it; nothing if there is
@@ -240,9 +236,7 @@ class Artifacts:
     def path(self, manifest: Manifest, verify: bool = True) -> Path:
         """See Artifact.path."""
         try:
-            return local_copy(
-                self.store, manifest.prefix, manifest.files, manifest.created, self.cache, verify
-            )
+            return local_copy(self.store, manifest.prefix, manifest.files, manifest.created, self.cache, verify)
         except Corrupt as error:
             self.set_aside(manifest.kind, manifest.fingerprint, str(error))
             raise Corrupt(
@@ -257,9 +251,7 @@ class Artifacts:
         data = self.store.read(join(manifest.prefix, name))
         if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
             self.set_aside(manifest.kind, manifest.fingerprint, f"{name} has another checksum")
-            raise Corrupt(
-                f"{manifest.key} in {self.store.url}: {name} has another checksum. It was set aside."
-            )
+            raise Corrupt(f"{manifest.key} in {self.store.url}: {name} has another checksum. It was set aside.")
         return data
 
 

@@ -78,12 +78,8 @@ class EventLog:
         """Rows of plain values. Raises ValueError for a row of another width than `columns`."""
         for row in rows:
             if len(row) != len(columns):
-                raise ValueError(
-                    f"Table {name!r} has {len(columns)} columns, but a row of {len(row)} values."
-                )
-        self.append(
-            {"type": "table", "name": name, "columns": list(columns), "rows": [list(r) for r in rows]}
-        )
+                raise ValueError(f"Table {name!r} has {len(columns)} columns, but a row of {len(row)} values.")
+        self.append({"type": "table", "name": name, "columns": list(columns), "rows": [list(r) for r in rows]})
 
     def figure(self, name: str, spec: Mapping[str, Any]) -> None:
         """A plot, as data: title, x_label, y_label, kind ("line" or "bar"), series of {name, x, y}."""

@@ -148,9 +148,7 @@ def _encode(value: Any, name: str) -> Any:
         return value.as_posix()
     if isinstance(value, (date, datetime)):
         return value.isoformat()
-    raise ValueError(
-        f"{name} holds a {type(value).__name__}, which has no place in a fingerprint: use plain values."
-    )
+    raise ValueError(f"{name} holds a {type(value).__name__}, which has no place in a fingerprint: use plain values.")
 
 
 def _numbered(values: list) -> dict[str, Any]:

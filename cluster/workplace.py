@@ -43,9 +43,7 @@ def _claim(work: Path) -> tuple[Path, int]:
     while True:
         folder = work / f"out-{os.getpid()}-{secrets.token_hex(3)}"
         lock = folder.with_suffix(".lock")
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # a neighbour has just removed `work`, or the lock: again
+        with contextlib.suppress(FileNotFoundError):  # a neighbour has just removed `work`, or the lock: again
             work.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             try:

@@ -14,6 +14,7 @@ from cluster import artifact as artifact_module
 from cluster.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
 from cluster.store import NotFound, StoreError, open_store
 from cluster.store import folder as folder_module
+from cluster.store import local as local_module
 from cluster.store import s3 as s3_module
 from cluster.store.base import MANIFEST
 
@@ -100,6 +101,17 @@ def test_the_manifest_is_written_last(store_url, tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "rename", spy)
     Artifacts(store_url).publish(manifest(), build(tmp_path, FILES))
     assert seen == [True]
+
+
+def test_a_second_publication_gets_the_first_and_leaves_it_alone(store_url, tmp_path):
+    artifacts = Artifacts(store_url)
+    first = artifacts.publish(manifest(summary={"who": 1}), build(tmp_path, {"a": "one"}))
+    keys = [e.key for e in artifacts.store.list()]
+    folder = build(tmp_path, {"a": "two"})
+    second = artifacts.publish(manifest(summary={"who": 2}), folder)
+    assert second.manifest == first.manifest and contents(second.path()) == {"a": "one"}
+    assert not folder.exists()
+    assert [e.key for e in artifacts.store.list()] == keys
 
 
 def publish_one(url: str, folder: str, who: int, cache: str, start) -> str:
@@ -237,6 +249,23 @@ def test_a_local_folder_without_a_manifest_is_set_aside(tmp_path):
     artifacts.store.write(f"model/{FP}/weights", b"half")
     assert artifacts.find("model", FP) is None
     assert [e.key.split("/", 2)[2] for e in artifacts.store.list("aside")] == ["reason.txt", "weights"]
+
+
+def test_what_is_published_between_two_looks_is_found_not_set_aside(tmp_path, monkeypatch):
+    artifacts = Artifacts(tmp_path / "store")
+    artifacts.publish(manifest(), build(tmp_path, FILES))
+    looks = []
+    read = local_module.LocalStore.read
+
+    def not_yet(self, key):
+        looks.append(key)
+        if len(looks) == 1:
+            raise NotFound("not yet")
+        return read(self, key)
+
+    monkeypatch.setattr(local_module.LocalStore, "read", not_yet)
+    assert artifacts.find("model", FP) is not None
+    assert not list(artifacts.store.list("aside"))
 
 
 def test_an_upload_under_way_is_not_taken_for_a_torn_artifact(s3_url):
