@@ -202,7 +202,8 @@ def finished(tmp_path: Path) -> Any:
     }
     place = SimpleNamespace(uri="sqlite:///x/mlflow.db", is_server=False, command="mlflow ui")
     return SimpleNamespace(
-        name="demo", source="demo", overrides=("seed=2",), until="pretrain", outcomes=outcomes, begun=0.0, runs={}, log=tmp_path / "the.log",
+        name="demo", source="demo", overrides=("seed=2",), until="pretrain",
+        outcomes=outcomes, begun=0.0, runs={}, log=tmp_path / "the.log",
         tracker=SimpleNamespace(place=place, url=lambda run: None),
         artifacts=SimpleNamespace(store=SimpleNamespace(url=str(tmp_path / "store"))),
     )  # fmt: skip

@@ -111,8 +111,10 @@ def test_the_flag_is_set_by_either_signal_and_the_old_handlers_come_back() -> No
 
 
 def test_the_flag_survives_a_library_that_takes_the_signal() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with StopFlag() as flag:
         signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the library's handler"))
         flag.install()
         signal.raise_signal(signal.SIGTERM)
         assert flag()
+    assert signal.getsignal(signal.SIGTERM) == before
