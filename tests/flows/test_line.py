@@ -129,8 +129,9 @@ def test_the_ui_gets_a_data_report_a_stage_table_and_the_way_to_mlflow(
     def evaluation(ws: Any) -> dict:
         return {"bpb": 1.5, "bpb/prose": 1.25}
 
-    orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}))
-    found = httpx.post(f"{prefect_api}/artifacts/filter", json={}, timeout=30).json()
+    state, _ = orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}))
+    this_run = {"artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    found = httpx.post(f"{prefect_api}/artifacts/filter", json=this_run, timeout=30).json()
     shown = {a["key"]: a for a in found}
     assert "| broken utf-8 | 2 |" in shown["fake-corpus-report"]["data"]
     assert "bpb/prose" in str(shown["fake-evaluation-metrics"]["data"])
