@@ -39,7 +39,7 @@ lock: .venv/.installed-dev        ## rewrite constraints.txt from what is instal
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-.venv-s3/.installed: infra/s3/install.sh
+.venv-s3/.installed: infra/s3/install.sh infra/s3/requirements.txt
 	PYTHON=$(PYTHON) bash infra/s3/install.sh
 	touch $@
 

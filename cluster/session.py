@@ -1,8 +1,9 @@
 """One Ray for the whole line: started on this machine, or joined at an address.
 
 With nothing configured, `Session.ensure()` starts Ray here with what the machine has. `[cluster] address` or
-`RAY_ADDRESS` joins a cluster, and inside `ray job submit` the job's own. Ray is started once, in the background
-where the caller wants, and kept until `close()`; a line whose stages are all cached never starts it.
+`RAY_ADDRESS` joins a cluster, and inside `ray job submit` the job's own. Ray is started once and kept until `close()`;
+a line whose stages are all cached never starts it. Whoever calls `ensure()` in a thread keeps that thread alive: Ray's
+processes end with the thread that forked them.
 
 A Ray started here listens on loopback only and with a token of its own for each run, so that other users of the
 machine can't submit work to it. A cluster's own authentication settings are left as they are.
@@ -61,28 +62,19 @@ class Session:
         self.config = config or ClusterConfig.model_validate({})
         self.log_dir = log_dir
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._started = False
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
 
-    def start_in_background(self) -> None:
-        """Begin to start Ray in a thread; `ensure` waits for it and raises what it raised."""
-        if self._thread is None and not self._started:
-            self._thread = threading.Thread(target=self._try, name="ray-start", daemon=True)
-            self._thread.start()
-
     def ensure(self) -> Session:
-        """Ray is up when this returns.
+        """Ray is up when this returns. Threads may call it at once; a failed start is tried again by the next call.
 
         Raises:
             ConnectionError: the address doesn't answer, or Ray doesn't start.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        elif not self._started:
-            self._try()
+        with self._lock:
+            if not self._started and self._error is None:
+                self._try()
         if self._error is not None:
             error, self._error = self._error, None
             where = self.address
@@ -128,9 +120,6 @@ class Session:
 
     def close(self) -> None:
         """Stop the Ray that this session started; leave a cluster that it joined."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
         if self._ours:
             import ray
 
@@ -139,12 +128,11 @@ class Session:
         self._started = False
 
     def _try(self) -> None:
-        with self._lock:
-            try:
-                self._start()
-                self._started = True
-            except (Exception, SystemExit) as error:  # Ray's start-up may call sys.exit
-                self._error = error
+        try:
+            self._start()
+            self._started = True
+        except (Exception, SystemExit) as error:  # Ray's start-up may call sys.exit
+            self._error = error
 
     def _start(self) -> None:
         for key, value in QUIET.items():

@@ -124,10 +124,11 @@ def policy_loss(logp_BT: Tensor, batch: PolicyBatch, config: PolicyConfig) -> tu
     with torch.no_grad():
         per_token = count / mask.sum().clamp(min=1)  # extras are divided by count: make them token means
         extras = {
-            "kl": (kl_estimate(logp_BT, batch.reference_BT, "k3") * kept).sum() * per_token,
             "clipped": ((surrogate < ratio * advantage).to(kept.dtype) * kept).sum() * per_token,
             "entropy_estimate": -(logp_BT * kept).sum() * per_token,
         }
+        if config.kl_weight:  # else the batch has no reference
+            extras["kl"] = (kl_estimate(logp_BT, batch.reference_BT, "k3") * kept).sum() * per_token
     return loss, count, extras
 
 
