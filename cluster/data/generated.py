@@ -1,7 +1,7 @@
 """Data made by code: `generated://NAME?n=2000&seed=1&split=train&…`, the same for the same address.
 
     NAME         parameters (defaults)                       see
-    arithmetic   digits=2, ops=add|sub|add,sub, steps=true   puzzles.py
+    arithmetic   digits=2, ops=add|sub|add,sub, cot=1.0      puzzles.py
     parity       bits=12, cot=1.0                            puzzles.py
     sort         length=6                                    puzzles.py
     reverse      length=6                                    puzzles.py
@@ -84,10 +84,8 @@ def parse(url: str) -> Address:
 def _value(url: str, key: str, text: str, default: Any) -> Any:
     kind = type(default)
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return kind(text)
-    except (ValueError, KeyError):
+    except ValueError:
         raise ValueError(f"{url!r}: {key} must be a {kind.__name__}, not {text!r}.") from None
 
 

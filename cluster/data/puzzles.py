@@ -8,9 +8,9 @@ minute.
     reverse      Reverse the digits of 5302.    The answer is 2035.
 
 Digits are single tokens (tokenizer.split_digits), and a step reads one digit of each number: the form in
-which small transformers learn addition (Lee et al. 2023, 2307.03381). `parity` with cot < 1 mostly shows the
-bare answer, which can't be computed in one step: fine-tuning prefers it, and reinforcement finds the chain
-(Tsilivis et al. 2025, 2510.11495).
+which small transformers learn addition (Lee et al. 2023, 2307.03381). With cot < 1 the other examples
+show the bare answer, which the model can hardly compute in one step: fine-tuning on them gives a mixture of both, and
+reinforcement finds that the written-out steps pay (Tsilivis et al. 2025, 2510.11495).
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ def final(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Args: digits of both numbers; ops: add, sub; steps: whether they are written out."""
+    """Args: digits of both numbers; ops: add, sub; cot: share of the examples with steps."""
 
     digits: int = 2
     ops: str = "add"
-    steps: bool = True
+    cot: float = 1.0
 
     def __post_init__(self) -> None:
         bounded("digits", self.digits, 1, 12)
+        bounded("cot", self.cot, 0, 1)
         unknown = set(self.ops.split(",")) - {"add", "sub"}
         if unknown:
             raise ValueError(f"ops may have add and sub, not {', '.join(sorted(unknown))}")
@@ -67,7 +68,9 @@ class Arithmetic:
             a, b = max(a, b), min(a, b)
         sign, value = ("+", a + b) if op == "add" else ("-", a - b)
         steps = (addition if op == "add" else subtraction)(a, b)
-        worked = f"{', '.join(steps)}. {final(str(value))}" if self.steps else final(str(value))
+        worked = final(str(value))
+        if rng.random() < self.cot:
+            worked = f"{', '.join(steps)}. {worked}"
         near = {value + d for d in (-10, -2, -1, 1, 2, 10, 11, 20)} | {value + 10 ** (self.digits - 1)}
         wrong = tuple(str(v) for v in rng.sample(sorted(near - {value}), 3))
         key = f"{max(a, b)}{sign}{min(a, b)}"  # a sum and its mirror image are one problem

@@ -23,7 +23,7 @@ def few_functions(monkeypatch):
 ADDRESSES = [
     "generated://arithmetic?n=40",
     "generated://arithmetic?n=40&digits=4&ops=add,sub",
-    "generated://arithmetic?n=40&digits=3&ops=sub&steps=false",
+    "generated://arithmetic?n=40&digits=3&ops=sub&cot=0",
     "generated://parity?n=40&bits=10&cot=0.3",
     "generated://sort?n=40",
     "generated://reverse?n=40&length=4",
@@ -130,7 +130,7 @@ def test_parity_shows_the_chain_as_often_as_asked():
         ("generated://arithmetic?digits=two", "digits must be a int"),
         ("generated://arithmetic?digits=0", "digits must be from 1 to 12"),
         ("generated://arithmetic?ops=mul", "add and sub, not mul"),
-        ("generated://arithmetic?steps=maybe", "steps must be a bool"),
+        ("generated://arithmetic?cot=maybe", "cot must be a float"),
         ("generated://arithmetic?split=test", "train or heldout"),
         ("generated://arithmetic?n=0", "n must be 1 or more"),
         ("generated://parity?cot=2", "cot must be from 0 to 1"),
