@@ -175,7 +175,7 @@ def _private_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore  (Cython: no stubs)
 
         Config.initialize("")
 
