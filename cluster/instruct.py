@@ -2,7 +2,8 @@
 
 The base model's weights, the same training loop and the same rows of packed tokens as pretraining; only the batches
 differ: whole conversations, best-fit packed, positions restarting at each, targets masked outside the assistant's
-turns. Examples come from JSON-lines files ({"messages": [{"role", "content"}, …]}) or from `generated://…`.
+turns. With `replay` some rows of each batch are the pretraining's own text, so that the model doesn't forget it.
+Examples come from JSON-lines files ({"messages": [{"role", "content"}, …]}) or from `generated://…`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class InstructConfig(BaseModel):
 
     data: tuple[str, ...] = Field(min_length=1, description="chat examples: paths, globs, s3://…, generated://…")
     train: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup_steps=10, checkpoint_every=100)
+    replay: float = Field(0.0, ge=0, lt=1, description="share of a batch's rows from the pretraining text")
     seed: int = 0
 
 
@@ -36,16 +38,18 @@ def run_instruct(ws: Workspace) -> dict:
     result = fit(
         ws,
         instruct_worker,
-        {"config": config, "model": ws.inputs["model"]},
+        {"config": config, "model": ws.inputs["model"], "tokens": ws.inputs["tokens"]},
         progress(ws, config.train.steps),
     )
     return export_model(ws, ws.inputs["model"].path(), result)
 
 
 def instruct_worker(worker: Worker, payload: dict) -> dict:
+    import numpy as np
     import torch
 
     from cluster.data.chat import ChatRows
+    from cluster.data.rows import TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.checkpoint import load_model
     from model.trainer import Batch
@@ -54,9 +58,14 @@ def instruct_worker(worker: Worker, payload: dict) -> dict:
     folder = payload["model"].path()
     rows = ChatRows(examples.read_chat(config.data), Tokenizer(folder), config.train.seq_len, config.seed)
 
+    replayed = round(config.replay * config.train.batch_size)
+    text = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed)
+
     def batches(step: int) -> Batch:
-        arrays = rows.batch(step, config.train.batch_size, worker.rank, worker.world_size)
-        return Batch(*(torch.from_numpy(a) for a in arrays))
+        parts = [rows.batch(step, config.train.batch_size - replayed, worker.rank, worker.world_size)]
+        if replayed:
+            parts.append(text.batch(step, replayed, worker.rank, worker.world_size))
+        return Batch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
 
     summary = run_trainer(worker, load_model(folder), batches, config.train)
     counts = {"examples": rows.examples, "truncated": rows.truncated, "dropped": rows.dropped, "rows": len(rows)}

@@ -38,7 +38,7 @@ def graph(recipe: Recipe) -> list[Step]:
     before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
     model, after = base, before
     if recipe.instruct:
-        model = line.add("instruct", instruct.INSTRUCT, seeded(recipe.instruct, recipe), model=model)
+        model = line.add("instruct", instruct.INSTRUCT, seeded(recipe.instruct, recipe), model=model, tokens=tokens)
     if recipe.rlhf:
         model = line.add("rlhf", rlhf.RLHF, seeded(recipe.rlhf, recipe), model=model)
     if model is not base:
