@@ -451,7 +451,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store_url, tmp_path, d
     checkpoints = Artifacts(store_url, tmp_path / "writer").checkpoints(FP)
     checkpoints.save(1, checkpoint(tmp_path, "one"))
     checkpoints.save(2, checkpoint(tmp_path, "two"))
-    key = next(e.key for e in checkpoints.store.list(checkpoints.key) if "2/" in e.key and e.key.endswith("model"))
+    key = next(
+        e.key for e in checkpoints.store.list(checkpoints.key) if f"{2:012d}/" in e.key and e.key.endswith("model")
+    )
     if damage == "torn":
         checkpoints.store.write(key, b"t")
     elif damage == "bytes differ":
