@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from cluster.data.corpus import CorpusConfig
-from cluster.data.filter import FilterConfig
+from cluster.data.filter import FilterConfig, check_sources
 from cluster.data.pack import PackConfig
 from cluster.data.sources import Source
 from cluster.data.tokenizer import TokenizerConfig
@@ -138,6 +138,10 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             close = nearest(name, names)
             hint = f" Did you mean {close[0]}?" if close else ""
             wrong(f"tokenizer.weights.{name}", f"one of the sources: {', '.join(names)}.{hint}")
+    try:
+        check_sources(recipe.filter, names)
+    except ValueError as error:
+        wrong("filter", str(error))
     longest = recipe.model.max_seq_len
     lengths = {"train.seq_len": recipe.train.seq_len, "evaluate.seq_len": recipe.evaluate.seq_len}
     if recipe.instruct:

@@ -306,3 +306,10 @@ def test_every_recipe_that_ships_is_valid_and_makes_a_graph(path: Path) -> None:
 
     names = [s.name for s in graph(read_recipe(str(path)))]
     assert names[:5] == ["corpus", "filter", "tokenizer", "pack", "pretrain"] and len(set(names)) == len(names)
+
+
+def test_a_filter_that_names_no_source_is_told_before_anything_starts() -> None:
+    from flows.recipe import read_recipe
+
+    with pytest.raises(RecipeError, match=r"(?s)filter.*coed.*Did you mean 'code'"):
+        read_recipe("demo", ['filter.rules.coed=["code"]'])
