@@ -14,7 +14,7 @@ from cluster.data import examples
 from cluster.fit import Worker, fit
 from cluster.stage import Stage, Workspace
 from cluster.train import export_model, progress, run_trainer
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 
 
 class InstructConfig(BaseModel):

@@ -20,7 +20,7 @@ from cluster.data.parallel import text_hash
 from cluster.fit import Worker, fit
 from cluster.stage import Stage, Workspace
 from cluster.train import export_model, progress, run_trainer
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from model.objectives.policy import PolicyConfig

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.fit import EVENTS, Worker, fit
 from cluster.stage import Stage, Workspace
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 

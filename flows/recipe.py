@@ -33,7 +33,8 @@ from cluster.tracking import TrackingConfig
 from flows.recipe_errors import Problem, RecipeError, nearest
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 
 
 def by_default(table: Any) -> Any:

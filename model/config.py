@@ -1,40 +1,34 @@
-"""What a model is (`ModelConfig`) and how it is trained (`TrainConfig`): plain frozen dataclasses, without
-torch.
+"""What a model is: a plain frozen dataclass, without torch.
 
-Each architecture upgrade is one field whose default is the usual small Llama. Pydantic reads both as parts of
-a recipe (`__pydantic_config__` forbids unknown keys); `__post_init__` refuses what can't work, in words for a
-person. A field marked `HOW` changes how fast or where something runs, never its result, and stays out of
-fingerprints.
+Each architecture upgrade is one field whose default is the usual small Llama. Pydantic reads it as a part of a recipe
+(`__pydantic_config__` forbids unknown keys); `__post_init__` refuses what can't work, in words for a person.
 """
 
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 from model.mixers import MIXERS
+from model.part_configs import (
+    H3Config,
+    LinearAttentionConfig,
+    Mamba2Config,
+    MoeConfig,
+    RgLruConfig,
+    RopeScaling,
+    ShortConvConfig,
+    at_least,
+    choose,
+    positive,
+)
 
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu2"]
-Norm = Literal["rmsnorm", "layernorm"]
+LayerFeedForward = Literal["dense", "moe", "none"]
+Norm = Literal["rmsnorm", "rmsnorm_plus_one", "layernorm"]
+NormPosition = Literal["pre", "post", "sandwich"]
 Position = Literal["rope", "learned", "none"]
-Schedule = Literal["cosine", "wsd", "linear", "constant"]
-Optimizer = Literal["adamw", "muon"]
-Precision = Literal["auto", "fp32", "bf16"]
-Checkpointing = Literal["none", "full"]
+QKNormOver = Literal["head", "all"]
 
 GATED = ("swiglu", "geglu")
-HOW: dict[str, Any] = {"identity": False}
-
-
-def _choose(name: str, given: object, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        near = get_close_matches(str(given), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} = {given!r} is not one of {', '.join(map(repr, allowed))}{hint}")
-
-
-def _at_least(name: str, given: float | None, least: float) -> None:
-    if given is not None and not given >= least:
-        raise ValueError(f"{name} = {given} is too small: it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -53,28 +47,58 @@ class ModelConfig:
     ff_ratio: float | None = None  # None: 8/3 for gated feed-forwards, else 4, i.e. equal parameters
     ff_multiple_of: int = 32
     feed_forward: FeedForward = "swiglu"
-    norm: Norm = "rmsnorm"
+    ff_bias: bool | None = None  # of the feed-forward's layers; None: bias
+    ff_pattern: tuple[LayerFeedForward, ...] = ("dense",)  # repeated over depth, as `pattern` is
+    moe: MoeConfig = MoeConfig()  # of the layers that ff_pattern calls "moe"
+    norm: Norm = "rmsnorm"  # "rmsnorm_plus_one": weights are kept as their distance from 1 (Gemma)
     norm_eps: float = 1e-5
+    norm_position: NormPosition = "pre"  # of a sublayer f: x + f(norm(x)); x + norm(f(x)); x + norm(f(norm(x)))
     position: Position = "rope"
     rope_theta: float = 10_000.0
+    rope_theta_local: float | None = None  # of "window" layers; None: rope_theta, and unscaled if this is given
+    rope_fraction: float = 1.0  # share of each head's channels that is rotated
+    rope_scaling: RopeScaling | None = None
     max_seq_len: int = 2048  # rows of learned positions; the longest context to generate in
     tie_embeddings: bool = True
-    qk_norm: bool = False  # RMSNorm over each head's queries and keys
+    embedding_scale: float = 1.0  # times the embedding's rows on their way in
+    causal: bool = True  # False: attention sees its whole document (masked diffusion)
+    qk_norm: bool = False  # RMSNorm over queries and keys
+    qk_norm_over: QKNormOver = "head"  # over each head, or over all heads at once (OLMo 2)
+    attention_scale: float | None = None  # times q k; None: 1 / sqrt(head size)
+    window: int = 1024  # keys that a query of a "window" layer sees, its own included
+    global_tokens: int = 0  # first tokens of a document that "window" layers see from everywhere (Longformer)
     bias: bool = False  # in the linear layers, and in LayerNorm
+    qkv_bias: bool | None = None  # None: bias
+    out_bias: bool | None = None  # of the mixers' output; None: bias
     logit_softcap: float | None = None  # c * tanh(logits / c)
     init_std: float = 0.02
+    mup_base_width: int | None = None  # widths other than this keep its learning rates (muP); None: off
     pattern: tuple[str, ...] = ("attention",)  # mixers by name, repeated over depth
+    linear_attention: LinearAttentionConfig = LinearAttentionConfig()
+    mamba2: Mamba2Config = Mamba2Config()
+    h3: H3Config = H3Config()
+    rg_lru: RgLruConfig = RgLruConfig()
+    short_conv: ShortConvConfig = ShortConvConfig()
 
     def __post_init__(self) -> None:
-        _choose("feed_forward", self.feed_forward, get_args(FeedForward))
-        _choose("norm", self.norm, get_args(Norm))
-        _choose("position", self.position, get_args(Position))
-        if not isinstance(self.pattern, tuple):
-            object.__setattr__(self, "pattern", tuple(self.pattern))
-        if not self.pattern:
-            raise ValueError("pattern is empty: name at least one mixer, e.g. ['attention']")
-        for mixer in self.pattern:
-            _choose("pattern", mixer, tuple(MIXERS))
+        choose("feed_forward", self.feed_forward, get_args(FeedForward))
+        choose("norm", self.norm, get_args(Norm))
+        choose("norm_position", self.norm_position, get_args(NormPosition))
+        choose("position", self.position, get_args(Position))
+        choose("qk_norm_over", self.qk_norm_over, get_args(QKNormOver))
+        for name, allowed, example in (
+            ("pattern", tuple(MIXERS), "attention"),
+            ("ff_pattern", get_args(LayerFeedForward), "dense"),
+        ):
+            if not isinstance(getattr(self, name), tuple):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one, e.g. [{example!r}]")
+            for part in getattr(self, name):
+                choose(name, part, allowed)
+        for f in fields(self):  # from plain JSON
+            if isinstance(getattr(self, f.name), dict):
+                object.__setattr__(self, f.name, _PARTS[f.name](**getattr(self, f.name)))
         for name in (
             "d_model",
             "n_layers",
@@ -84,13 +108,23 @@ class ModelConfig:
             "d_ff",
             "ff_multiple_of",
             "max_seq_len",
+            "window",
+            "mup_base_width",
         ):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("vocab_size", self.vocab_size, 0)
-        for name in ("ff_ratio", "norm_eps", "rope_theta", "logit_softcap", "init_std"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} = {value} must be greater than 0")
+            at_least(name, getattr(self, name), 1)
+        at_least("vocab_size", self.vocab_size, 0)
+        at_least("global_tokens", self.global_tokens, 0)
+        for name in (
+            "ff_ratio",
+            "norm_eps",
+            "rope_theta",
+            "rope_theta_local",
+            "embedding_scale",
+            "attention_scale",
+            "logit_softcap",
+            "init_std",
+        ):
+            positive(name, getattr(self, name))
         if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one, or give d_head"
@@ -100,12 +134,21 @@ class ModelConfig:
                 f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}: "
                 "each key-value head serves an equal number of query heads"
             )
-        if self.position == "rope" and self.head_dim % 2:
-            raise ValueError(f"RoPE rotates pairs, so the head size {self.head_dim} must be even")
+        if not 0 < self.rope_fraction <= 1:
+            raise ValueError(f"rope_fraction = {self.rope_fraction} must be greater than 0 and at most 1")
+        if self.position == "rope" and self.rope_dim % 2:
+            raise ValueError(
+                f"RoPE rotates pairs, so rope_fraction * head size = {self.rope_dim} must be even: change d_head"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that RoPE rotates, the first ones."""
+        return int(self.head_dim * self.rope_fraction)
 
     @property
     def kv_heads(self) -> int:
@@ -127,6 +170,18 @@ class ModelConfig:
         """The mixer of each layer: `pattern` repeated over depth."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.n_layers))
 
+    @property
+    def layer_feed_forwards(self) -> tuple[str, ...]:
+        """The kind of each layer's feed-forward: `ff_pattern` repeated over depth."""
+        return tuple(self.ff_pattern[i % len(self.ff_pattern)] for i in range(self.n_layers))
+
+    @property
+    def expert_width(self) -> int:
+        if self.moe.d_ff is not None:
+            return self.moe.d_ff
+        active = self.moe.top_k + self.moe.n_shared
+        return -int(-self.ff_width // (active * self.ff_multiple_of)) * self.ff_multiple_of
+
     def with_vocabulary(self, vocab_size: int) -> Self:
         """With the tokenizer's size; ValueError if the config names one that is too small for it."""
         if self.vocab_size and self.vocab_size < vocab_size:
@@ -141,50 +196,16 @@ class ModelConfig:
         """From plain JSON; ValueError names an unknown key."""
         known = {f.name for f in fields(cls)}
         for key in values:
-            _choose("a model's config key", key, tuple(known))
+            choose("a model's config key", key, tuple(known))
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. `batch_size` counts the rows of the *global* batch, over all workers."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-
-    steps: int = 1000
-    batch_size: int = 32
-    seq_len: int = 256
-    lr: float = 1e-3
-    min_lr_ratio: float = 0.1
-    warmup_steps: int = 50
-    schedule: Schedule = "cosine"
-    decay_fraction: float = 0.2  # of the steps, for "wsd"
-    optimizer: Optimizer = "adamw"
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0  # of the global gradient norm; 0: off
-    z_loss: float = 0.0  # times logsumexp(logits)^2
-    precision: Precision = "auto"
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows at once on a worker; None: ~4k tokens
-    checkpoint_every: int = field(default=200, metadata=HOW)  # steps; 0: only at the end or when stopped
-    activation_checkpointing: Checkpointing = field(default="none", metadata=HOW)
-
-    def __post_init__(self) -> None:
-        _choose("schedule", self.schedule, get_args(Schedule))
-        _choose("optimizer", self.optimizer, get_args(Optimizer))
-        _choose("precision", self.precision, get_args(Precision))
-        _choose("activation_checkpointing", self.activation_checkpointing, get_args(Checkpointing))
-        for name in ("steps", "batch_size", "micro_batch_size"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("seq_len", self.seq_len, 2)
-        for name in ("warmup_steps", "checkpoint_every", "weight_decay", "grad_clip", "z_loss"):
-            _at_least(name, getattr(self, name), 0)
-        if not self.lr > 0:
-            raise ValueError(f"lr = {self.lr} must be greater than 0")
-        for name in ("min_lr_ratio", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be between 0 and 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 0 and below 1")
+_PARTS = {
+    "rope_scaling": RopeScaling,
+    "moe": MoeConfig,
+    "linear_attention": LinearAttentionConfig,
+    "mamba2": Mamba2Config,
+    "h3": H3Config,
+    "rg_lru": RgLruConfig,
+    "short_conv": ShortConvConfig,
+}

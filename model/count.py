@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.config import Checkpointing, ModelConfig, Optimizer
+from model.config import ModelConfig
 from model.decoder import Block, Decoder
+from model.train_config import Checkpointing, Optimizer
 
 
 @dataclass(frozen=True)

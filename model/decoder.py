@@ -1,5 +1,4 @@
-"""The decoder: embeddings, then per layer x + mixer(norm(x)), x + feed_forward(norm(x)), then a norm and the
-head.
+"""The decoder: embeddings, then layers of a mixer and a feed-forward, then a norm and the head.
 
     tokens (B, T) -> hidden (B, T, D) by `forward`; hidden -> logits (…, V) by `logits`
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import Checkpointing, ModelConfig
+from model.config import ModelConfig
 from model.feed_forward import FeedForward
 from model.init import normal_
 from model.mixers import mixer_class
@@ -22,22 +21,44 @@ from model.norm import make_norm
 from model.optim.roles import Role
 from model.segments import Segments
 from model.state import LayerState, State
+from model.train_config import Checkpointing
 
 
 class Block(nn.Module):
-    """One layer, pre-norm."""
+    """One layer: a mixer, then a feed-forward or none, each with its norm before it, after it, or both."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.mixer_norm = make_norm(config)
         self.mixer = mixer_class(config.layer_mixers[layer])(config, layer)
-        self.ff_norm = make_norm(config)
-        self.feed_forward = FeedForward(config)
+        kind = config.layer_feed_forwards[layer]
+        if kind == "moe":
+            from model.moe import MoE
+        self.feed_forward = None if kind == "none" else (MoE if kind == "moe" else FeedForward)(config)
+        before, after = config.norm_position != "post", config.norm_position != "pre"
+        has_ff = self.feed_forward is not None
+        self.mixer_norm = make_norm(config) if before else None
+        self.mixer_post_norm = make_norm(config) if after else None
+        self.ff_norm = make_norm(config) if before and has_ff else None
+        self.ff_post_norm = make_norm(config) if after and has_ff else None
 
     def forward(self, x_BTD: Tensor, segments: Segments, state: LayerState | None) -> Tensor:
-        mixed, _ = self.mixer(self.mixer_norm(x_BTD), segments, state)
-        x_BTD = x_BTD + mixed
-        return x_BTD + self.feed_forward(self.ff_norm(x_BTD))
+        mixed, _ = self.mixer(_maybe(self.mixer_norm, x_BTD), segments, state)
+        x_BTD = x_BTD + _maybe(self.mixer_post_norm, mixed)
+        if self.feed_forward is None:
+            return x_BTD
+        return x_BTD + _maybe(self.ff_post_norm, self.feed_forward(_maybe(self.ff_norm, x_BTD)))
+
+    def init_weights(self, generator: torch.Generator, std: float, output_std: float) -> None:
+        for norm in (self.mixer_norm, self.mixer_post_norm, self.ff_norm, self.ff_post_norm):
+            if norm is not None:
+                norm.init_weights()
+        self.mixer.init_weights(generator, std, output_std)
+        if self.feed_forward is not None:
+            self.feed_forward.init_weights(generator, std, output_std)
+
+
+def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 class Decoder(nn.Module):
@@ -73,6 +94,8 @@ class Decoder(nn.Module):
         elif segments is None:
             segments = Segments.unbroken(B, T, tokens_BT.device)
         x = self.embedding(tokens_BT)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         if self.positions is not None:
             longest = segments.longest if state is not None else T
             if longest > self.config.max_seq_len:
@@ -128,10 +151,7 @@ class Decoder(nn.Module):
                 normal_(embedding.weight, std, generator)
         for module in self.modules():
             if isinstance(module, Block):
-                module.mixer_norm.init_weights()
-                module.ff_norm.init_weights()
-                module.mixer.init_weights(generator, std, output_std)
-                module.feed_forward.init_weights(generator, std, output_std)
+                module.init_weights(generator, std, output_std)
         self.norm.init_weights()
         return self
 

@@ -15,12 +15,13 @@ from model.init import linear_
 class FeedForward(nn.Module):
     """W_gate and W_up are apart on purpose: on a CPU the halves of one wide product are strided, and slower after."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int | None = None) -> None:
         super().__init__()
-        self.kind, width = config.feed_forward, config.ff_width
-        self.gate = nn.Linear(config.d_model, width, bias=config.bias) if config.gated else None
-        self.up = nn.Linear(config.d_model, width, bias=config.bias)
-        self.down = nn.Linear(width, config.d_model, bias=config.bias)
+        self.kind, width = config.feed_forward, width or config.ff_width
+        bias = config.bias if config.ff_bias is None else config.ff_bias
+        self.gate = nn.Linear(config.d_model, width, bias=bias) if config.gated else None
+        self.up = nn.Linear(config.d_model, width, bias=bias)
+        self.down = nn.Linear(width, config.d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up = self.up(x_BTD)

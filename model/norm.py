@@ -24,6 +24,16 @@ class RMSNorm(nn.Module):
         return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[return-value]
 
 
+class RMSNormPlusOne(RMSNorm):
+    """RMSNorm whose weight is kept as its distance from 1 (Gemma, arXiv 2403.08295): it decays towards 1."""
+
+    def init_weights(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, 1 + self.weight, self.eps)  # type: ignore[return-value]
+
+
 class _RMSNorm(torch.autograd.Function):
     """torch has no fused backward of RMSNorm on a CPU, but LayerNorm's with mean 0 is almost it:
 
@@ -72,6 +82,11 @@ class LayerNorm(nn.Module):
 
 def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     """The norm of the residual stream that the config names."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps)
+    if config.norm != "layernorm":
+        return rms_norm(config, config.d_model)
     return LayerNorm(config.d_model, config.norm_eps, config.bias)
+
+
+def rms_norm(config: ModelConfig, width: int) -> RMSNorm:
+    """An RMSNorm inside a mixer, in the parametrisation of the config's norm."""
+    return (RMSNormPlusOne if config.norm == "rmsnorm_plus_one" else RMSNorm)(width, config.norm_eps)

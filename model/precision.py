@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from model.config import Precision
+from model.train_config import Precision
 
 
 def choose(precision: Precision, device: torch.device | str = "cpu") -> tuple[torch.dtype, str]:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model import checkpoint
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from model.count import StepFlops
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.optim.muon import Muon
 

@@ -5,7 +5,7 @@ WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM, arXiv 2404.06395; the dec
 
 import math
 
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -27,7 +27,8 @@ from cluster.data.sources import Source
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Step, run_step
 from cluster.train import PRETRAIN, PretrainConfig
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token
 

@@ -18,7 +18,7 @@ from cluster.preferences import Pairs
 from cluster.rlhf import RlhfConfig, asked, split
 from cluster.rollout import Rollouts
 from model.checkpoint import load_model
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from model.objectives.logprobs import sequence_logprobs
 
 TASKS = "generated://arithmetic?n=80&digits=1"

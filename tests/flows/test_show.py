@@ -298,7 +298,8 @@ def test_the_plan_sees_damage_and_leaves_it_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate() -> None:
-    from model.config import ModelConfig, TrainConfig
+    from model.config import ModelConfig
+    from model.train_config import TrainConfig
 
     train = TrainConfig(steps=10, batch_size=4, seq_len=64)
     recipe: Any = SimpleNamespace(

@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 
 
 class Recipe(BaseModel):

@@ -10,7 +10,8 @@ from small_models import SHAPES, lively, random_tokens
 from two_workers import ARGUMENTS, ROWS, global_batch, run_rank
 
 from model.checkpoint import load_model
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 from model.count import StepFlops, flops_per_token
 from model.decoder import Decoder
 from model.objectives.next_token import IGNORE, next_token

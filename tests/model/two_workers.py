@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig
+from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.objectives.next_token import IGNORE
 from model.trainer import Batch, train

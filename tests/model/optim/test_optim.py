@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import SHAPES
 
-from model.config import TrainConfig
+from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
 from model.optim.muon import Muon, newton_schulz
