@@ -68,7 +68,7 @@ def law(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor | None = None) ->
     return logits.log_softmax(-1)
 
 
-def draw(law_BV: Tensor, seeds_B: Tensor, step: int) -> Tensor:
+def draw(law_BV: Tensor, seeds_B: Tensor, step: int | Tensor) -> Tensor:
     """One token (B,) from each row's law, by inverting its cumulative distribution at uniform(seed, step)."""
     cumulative = law_BV.double().exp().cumsum(-1)
     u = uniform(seeds_B, step)[:, None] * cumulative[:, -1:]
@@ -78,7 +78,7 @@ def draw(law_BV: Tensor, seeds_B: Tensor, step: int) -> Tensor:
     return torch.minimum(token, possible.amax(-1))
 
 
-def uniform(seeds_B: Tensor, step: int) -> Tensor:
+def uniform(seeds_B: Tensor, step: int | Tensor) -> Tensor:
     """Float64 numbers in [0, 1): two rounds of splitmix64 (Steele et al. 2014) over (seed, step)."""
     x = _mix(_mix(seeds_B.long()) + step)
     return ((x >> 11) & ((1 << 53) - 1)).double() / (1 << 53)

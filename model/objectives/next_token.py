@@ -1,6 +1,6 @@
 """Next-token prediction: cross-entropy in chunks of tokens, so that all logits never exist at once.
 
-    loss_sum = sum over valid tokens of  logsumexp(z) - z[target]  + z_loss * logsumexp(z)^2,   z = cap(W h)
+    loss_sum = sum over valid tokens of  w * (logsumexp(z) - z[target]  + z_loss * logsumexp(z)^2),   z = cap(W h)
 
 z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits
 are, so `forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products,
@@ -50,21 +50,29 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
 
 
 def cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None, z_loss: float = 0.0
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the losses of valid tokens, float32 scalar; number of valid tokens, int64 scalar)."""
+    """(sum of the losses of valid tokens, float32 scalar; number of valid tokens, int64 scalar).
+
+    weights_N: float32, what each token's loss is multiplied by; None: 1. They get no gradient.
+    """
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND = hidden_ND.to(dtype)
     if not torch.is_grad_enabled():  # inside the function the grad mode is always off
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-    loss = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, z_loss)
+    loss = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, z_loss, weights_N)
     return loss, (targets_N != IGNORE).sum()  # type: ignore[return-value]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, z_loss):
+    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, z_loss, weights_N):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         V = weight_VD.shape[0]
         w_VD = weight_VD.to(hidden_ND.dtype)
@@ -84,9 +92,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             picked = z.gather(1, target[:, None]).squeeze(1)
             p = torch.softmax(z, 1)  # one fused pass; the largest p is at least 1 / V, so its log is exact
             lse = z.amax(1) - p.amax(1).log_()
-            total += (lse - picked).sum()
+            losses = lse - picked
             if z_loss:
-                total += z_loss * lse.square().sum()
+                losses = losses + z_loss * lse.square()
+            weight = None if weights_N is None else weights_N[at]
+            total += losses.sum() if weight is None else losses @ weight
             if not (need_hidden or need_weight):
                 continue
             slope = (1 - (z / softcap).square_()) if softcap is not None else None
@@ -96,6 +106,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dz[torch.arange(target.shape[0], device=dz.device), target] -= 1
             if slope is not None:
                 dz *= slope
+            if weight is not None:
+                dz *= weight[:, None]
             dz = dz.to(h.dtype)
             if d_hidden is not None:
                 d_hidden[at] = dz @ w_VD
@@ -115,6 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,
