@@ -7,7 +7,7 @@ Each architecture upgrade is one field whose default is the usual small Llama. P
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
-from model.mixers import MIXERS
+from model.mixers import MIXERS, TWO_WAY
 from model.part_configs import (
     H3Config,
     LinearAttentionConfig,
@@ -134,12 +134,23 @@ class ModelConfig:
                 f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}: "
                 "each key-value head serves an equal number of query heads"
             )
+        one_way = [] if self.causal else sorted(set(self.pattern) - set(TWO_WAY))
+        if one_way:
+            raise ValueError(
+                f"causal = false needs mixers that can look both ways, {' and '.join(TWO_WAY)}: "
+                f"pattern has {', '.join(one_way)}, which only goes forward"
+            )
         if not 0 < self.rope_fraction <= 1:
             raise ValueError(f"rope_fraction = {self.rope_fraction} must be greater than 0 and at most 1")
         if self.position == "rope" and self.rope_dim % 2:
             raise ValueError(
                 f"RoPE rotates pairs, so rope_fraction * head size = {self.rope_dim} must be even: change d_head"
             )
+
+    @property
+    def mask_id(self) -> int | None:
+        """The [MASK] of masked diffusion: the last row, after the tokenizer's. None for a causal model."""
+        return None if self.causal else self.vocab_size - 1
 
     @property
     def head_dim(self) -> int:
@@ -183,13 +194,15 @@ class ModelConfig:
         return -int(-self.ff_width // (active * self.ff_multiple_of)) * self.ff_multiple_of
 
     def with_vocabulary(self, vocab_size: int) -> Self:
-        """With the tokenizer's size; ValueError if the config names one that is too small for it."""
-        if self.vocab_size and self.vocab_size < vocab_size:
+        """With the tokenizer's size, and a row for [MASK] if not causal; ValueError if the config's is too small."""
+        rows = vocab_size if self.causal else vocab_size + 1
+        if self.vocab_size and self.vocab_size < rows:
+            mask = "" if self.causal else ", [MASK] included"
             raise ValueError(
-                f"vocab_size = {self.vocab_size} is smaller than the tokenizer's {vocab_size}: "
+                f"vocab_size = {self.vocab_size} is smaller than the tokenizer's {rows}{mask}: "
                 "leave it out (0), or give at least that"
             )
-        return self if self.vocab_size else replace(self, vocab_size=vocab_size)
+        return self if self.vocab_size else replace(self, vocab_size=rows)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

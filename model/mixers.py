@@ -21,6 +21,8 @@ MIXERS: dict[str, str] = {
     "attention": "model.attention:Attention",
 }
 
+TWO_WAY = ("attention", "window")  # those that can see what comes after a token too (`causal = false`)
+
 
 def mixer_class(name: str) -> type[Any]:
     """The class behind `name`; ValueError with the known names otherwise."""
