@@ -106,6 +106,14 @@ class Segments:
         return Groups(index_M.to(device), slot_N.to(device), tuple(shapes))
 
 
+def pads_apart(lengths_B: Tensor, length: int) -> Tensor:
+    """(B, length) positions of one document a row, right-padded, whose pads are a document of their own: where
+    attention looks both ways, no real token may see them.
+    """
+    places = torch.arange(length, device=lengths_B.device)
+    return torch.where(places < lengths_B[:, None], places, places - lengths_B[:, None])
+
+
 def _ladder(longest: int) -> list[int]:
     """8, 12, 16, 24, 32, 48, ... up to at least `longest`."""
     rungs = [8]
