@@ -11,6 +11,7 @@ take turns.
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,12 +99,23 @@ class ChatRows:
         examples: {"messages": […]}, each with an assistant's message.
         seq_len: T. A longer conversation is cut at T; one whose assistant's part lies beyond is dropped.
         seed: of the order of the rows.
+        ahead: how far a target is ahead of its token: 1, or 0 for the token itself (masked diffusion).
+        tail: up to so many eos follow a conversation, each number as often, as targets: a model that fills in a text
+            of a given length learns there that an answer may end before (LLaDA, arXiv 2502.09992, section 2.3).
 
     Attributes:
         examples, truncated, dropped: how many there are, were cut, were left out.
     """
 
-    def __init__(self, examples: Iterable[Mapping], tokenizer: Tokenizer, seq_len: int, seed: int = 0):
+    def __init__(
+        self,
+        examples: Iterable[Mapping],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        seed: int = 0,
+        ahead: int = 1,
+        tail: int = 0,
+    ):
         self.seq_len, self.seed, self.pad_id = seq_len, seed, tokenizer.pad_id
         self.examples = self.truncated = self.dropped = 0
         parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -113,7 +125,9 @@ class ChatRows:
                 ids, mask = render(tokenizer, example.get("messages", ()))
             except ValueError as error:
                 raise ValueError(f"Chat example {number}: {error}") from None
-            tokens, targets = next_tokens(ids, mask)
+            room = min(tail, max(0, seq_len - len(ids)))
+            extra = random.Random(f"{seed} {number}").randint(0, room)
+            tokens, targets = next_tokens([*ids, *[tokenizer.eos_id] * extra], [*mask, *[1] * extra], ahead)
             self.truncated += len(tokens) > seq_len
             tokens, targets = tokens[:seq_len], targets[:seq_len]
             if (targets != IGNORE).any():
@@ -143,11 +157,11 @@ class ChatRows:
         return stack(rows, self.seq_len)
 
 
-def next_tokens(ids: Sequence[int], mask: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, targets), both one shorter than ids: the target is the next id where its mask is 1, else
+def next_tokens(ids: Sequence[int], mask: Sequence[int], ahead: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, targets), both shorter than ids by `ahead`: the target is the id so far ahead where its mask is 1, else
     -100."""
     array = np.asarray(ids, dtype=np.int64)
-    return array[:-1], np.where(np.asarray(mask[1:], dtype=bool), array[1:], IGNORE)
+    return array[: len(array) - ahead], np.where(np.asarray(mask[ahead:], dtype=bool), array[ahead:], IGNORE)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -7,7 +7,8 @@
 
 Each token but a document's first (its bos) is a target exactly once in an epoch. The last row of a source is
 filled up with pad, which is a document of its own without targets. The reader's whole state is the number of
-the batch.
+the batch. With `ahead=0` a token's target is the token itself, for objectives that hide it (masked diffusion); all
+else is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class RowBatch(NamedTuple):
     """int64 arrays of shape (B, T)."""
 
     tokens: np.ndarray
-    targets: np.ndarray  # the token that follows, or -100
+    targets: np.ndarray  # the token that follows (ahead=0: the token itself), or -100
     positions: np.ndarray  # restart at 0 with each document
 
 
@@ -74,10 +75,18 @@ class TokenRows:
         seq_len: T, tokens in a row.
         seed: of the order of the samples.
         weights: share of each source in the training batches; None: by size.
+        ahead: how far a target is ahead of its token: 1, or 0 for the token itself.
     """
 
-    def __init__(self, folder: str | Path, seq_len: int, seed: int = 0, weights: Mapping[str, float] | None = None):
-        self.folder, self.seq_len, self.seed = Path(folder), seq_len, seed
+    def __init__(
+        self,
+        folder: str | Path,
+        seq_len: int,
+        seed: int = 0,
+        weights: Mapping[str, float] | None = None,
+        ahead: int = 1,
+    ):
+        self.folder, self.seq_len, self.seed, self.ahead = Path(folder), seq_len, seed, ahead
         if seq_len < 2:
             raise ValueError(f"seq_len must be 2 or more, not {seq_len}.")
         self.index = json.loads((self.folder / "index.json").read_text())
@@ -122,11 +131,11 @@ class TokenRows:
         """Row `number` of a source; arrays of shape (T,)."""
         data, length = self._source(split, source), self.seq_len
         first = number * length
-        stop = min(first + length + 1, data.tokens)  # one more: the last token's target
+        stop = min(first + length + self.ahead, data.tokens)  # with the last token's target
         if not 0 <= first < data.tokens:
             raise IndexError(f"{source} has {-(-data.tokens // length)} rows, there is no row {number}.")
         tokens, starts = data.read(first, stop)
-        return cut_row(tokens, starts - first, length, self.pad_id)
+        return cut_row(tokens, starts - first, length, self.pad_id, self.ahead)
 
     def validation(self, source: str, batch_size: int = 8, max_bytes: int | None = None) -> Iterator[RowBatch]:
         """Batches in which each held-out token but bos is a target exactly once.
@@ -137,7 +146,7 @@ class TokenRows:
         windows = (
             window
             for tokens, _ in self._held_out(source, max_bytes)
-            for window in document_windows(tokens, self.seq_len)
+            for window in document_windows(tokens, self.seq_len, self.ahead)
         )
         yield from batches_of(windows, batch_size, self.seq_len, self.pad_id)
 
@@ -175,26 +184,29 @@ class TokenRows:
         return counts
 
 
-def cut_row(tokens: np.ndarray, starts: np.ndarray, length: int, pad_id: int) -> RowBatch:
-    """A row from up to length + 1 tokens and the places in them where documents start."""
+def cut_row(tokens: np.ndarray, starts: np.ndarray, length: int, pad_id: int, ahead: int = 1) -> RowBatch:
+    """A row from up to length + ahead tokens and the places in them where documents start."""
     count = min(len(tokens), length)
     row, targets = np.full(length, pad_id, dtype=np.int64), np.full(length, IGNORE, dtype=np.int64)
     row[:count] = tokens[:count]
-    targets[: len(tokens) - 1] = tokens[1:]
-    inner = starts[(starts > 0) & (starts <= length)]
-    targets[inner - 1] = IGNORE
-    boundaries = np.concatenate([inner[inner < count], [count] if count < length else []]).astype(np.int64)
+    targets[: len(tokens) - ahead] = tokens[ahead:]
+    targets[starts[starts >= ahead] - ahead] = IGNORE  # a document's first token is no target
+    inner = starts[(starts > 0) & (starts < count)]
+    boundaries = np.concatenate([inner, [count] if count < length else []]).astype(np.int64)
     begin = np.zeros(length, dtype=np.int64)
     begin[boundaries] = boundaries
     return RowBatch(row, targets, np.arange(length) - np.maximum.accumulate(begin))
 
 
-def document_windows(tokens: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def document_windows(
+    tokens: np.ndarray, length: int, ahead: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, targets) of at most `length` that score each token of a document after its first once."""
-    for start in range(0, max(len(tokens) - 1, 1), length):
-        window = tokens[start : start + length + 1]
-        if len(window) > 1:
-            yield window[:-1], window[1:]
+    wanted = np.concatenate([[IGNORE], tokens[1:]])
+    for start in range(0, max(len(tokens) - ahead, 1), length):
+        stop = min(start + length, len(tokens) - ahead)
+        if stop + ahead > 1:  # not the first token alone
+            yield tokens[start:stop], wanted[start + ahead : stop + ahead]
 
 
 def batches_of(

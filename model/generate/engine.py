@@ -150,6 +150,8 @@ def _decode(
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     """ValueError if a prompt can't be continued."""
+    if not model.config.causal:
+        raise ValueError("a model that isn't causal has no next token: use model.generate.diffusion")
     limit = model.config.max_seq_len
     for row, prompt in enumerate(prompts):
         if not len(prompt):

@@ -78,9 +78,11 @@ def draw(law_BV: Tensor, seeds_B: Tensor, step: int | Tensor) -> Tensor:
     return torch.minimum(token, possible.amax(-1))
 
 
-def uniform(seeds_B: Tensor, step: int | Tensor) -> Tensor:
-    """Float64 numbers in [0, 1): two rounds of splitmix64 (Steele et al. 2014) over (seed, step)."""
-    x = _mix(_mix(seeds_B.long()) + step)
+def uniform(seeds_B: Tensor, *steps: int | Tensor) -> Tensor:
+    """Float64 numbers in [0, 1) of (seed, step, …): a round of splitmix64 (Steele et al. 2014) for each."""
+    x = _mix(seeds_B.long())
+    for step in steps:
+        x = _mix(x + step)
     return ((x >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
 
 

@@ -1,0 +1,173 @@
+"""Sampling from a masked-diffusion model: a text of [MASK]s after the prompt, revealed in a few forward passes.
+
+    prompt + [MASK] * n
+    repeat:  logits of the hidden tokens of the first unfinished block -> law -> draw each -> reveal the best of them
+             and leave the others hidden        (LLaDA, arXiv 2502.09992, section 2.4: low-confidence remasking)
+
+What is revealed stays. With one random token a pass this draws from the model's own any-order law exactly; more tokens
+a pass are drawn as if independent. A row ends at its first stop token that has nothing hidden before it. A row's result
+depends on its prompt, seed and length only, not on its batch (up to fp32 rounding): draws are counter-based.
+
+B rows; T tokens of prompt and text, N of a text alone; M hidden tokens whose logits are made; V ids, [MASK] not among
+them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from model.decoder import Decoder
+from model.generate.engine import Completion, Token
+from model.generate.sampling import GREEDY, Sampling, draw, law, uniform
+from model.generate.unmasking import ONE_BY_ONE, Unmasking
+from model.segments import Segments, pads_apart
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_ids: Sequence[int] = (),
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 128,
+    unmasking: Unmasking = ONE_BY_ONE,
+) -> list[Completion]:
+    """A completion for each prompt, and ValueError, as from `engine.generate`.
+
+    The text that is filled in has `max_new_tokens`, or as many as the model's `max_seq_len` leaves room for; what comes
+    after its first stop token is cut off. Log-probabilities are those with which the tokens were revealed.
+    """
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each, or a single number")
+    _check(model, prompts)
+    completions = [Completion() for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of like length share a batch
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        chosen, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
+        for numbers, finals in _unmask(model, chosen, max_new_tokens, sampling, stop_ids, own, unmasking):
+            for number, final in zip(numbers, finals, strict=True):
+                completions[rows[number]] = final
+    return completions
+
+
+def stream(
+    model: Decoder,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    unmasking: Unmasking = ONE_BY_ONE,
+) -> Iterator[Token]:
+    """The tokens of one completion in their order, each as soon as nothing before it is hidden."""
+    _check(model, [prompt])
+    shown = 0
+    for _, (final,) in _unmask(model, [prompt], max_new_tokens, sampling, stop_ids, [seed], unmasking):
+        for at in range(shown, len(final.tokens)):
+            yield Token(final.tokens[at], final.logprobs[at], final.sampled_logprobs[at])
+        shown = len(final.tokens)
+
+
+@torch.no_grad()
+def _unmask(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    seeds: Sequence[int],
+    unmasking: Unmasking,
+) -> Iterator[tuple[list[int], list[Completion]]]:
+    """After each pass: the rows that were at work, and their tokens that nothing hidden comes before."""
+    device, limit, mask_id = model.embedding.weight.device, model.config.max_seq_len, model.config.mask_id
+    assert mask_id is not None
+    lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    N = max(lengths, default=0)
+    if N < 1:
+        return
+    passes = [unmasking.passes(length) for length in lengths]
+    prompt_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    length_B, seed_B = torch.tensor(lengths, device=device), torch.tensor(seeds, device=device)
+    rows_B, places_N = torch.arange(len(prompts), device=device), torch.arange(N, device=device)
+    tokens_BT = torch.zeros(len(prompts), int((prompt_B + length_B).max()), dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    text_BN = torch.where(places_N < length_B[:, None], mask_id, 0)
+    logprob_BN, sampled_BN = torch.zeros(text_BN.shape, device=device), torch.zeros(text_BN.shape, device=device)
+    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    for step in range(max(map(len, passes))):
+        ends, totals = zip(*(passes[row][step] for row in rows_B.tolist()), strict=True)
+        hidden_BN = text_BN == mask_id
+        count_B = torch.tensor(totals, device=device) - (length_B - hidden_BN.sum(1))
+        b_M, n_M = (hidden_BN & (places_N < torch.tensor(ends, device=device)[:, None])).nonzero(as_tuple=True)
+
+        text = (places_N < length_B[:, None]).nonzero(as_tuple=True)
+        tokens_BT[text[0], prompt_B[text[0]] + text[1]] = text_BN[text]
+        positions_BT = pads_apart(prompt_B + length_B, tokens_BT.shape[1])
+        states_BTD, _ = model(tokens_BT, segments=Segments.from_positions(positions_BT))
+        logits_MV = model.logits(states_BTD[b_M, prompt_B[b_M] + n_M])[:, :-1]
+        seen_MV = _seen(tokens_BT, positions_BT, mask_id)[b_M] if sampling.repetition_penalty != 1 else None
+        law_MV = law(logits_MV, sampling, seen_MV)
+        # A number for each place and pass; pass 0's are for the random order.
+        drawn_M = draw(law_MV, seed_B[b_M], (step + 1) * limit + n_M) if sampling.temperature else law_MV.argmax(-1)
+        logprob_M = logits_MV.log_softmax(-1).gather(1, drawn_M[:, None]).squeeze(1)
+        score_M = logprob_M.double() if unmasking.order == "confidence" else uniform(seed_B[b_M], n_M)
+
+        score_BN = torch.full(text_BN.shape, float("-inf"), dtype=torch.float64, device=device)
+        score_BN[b_M, n_M] = score_M
+        best_BN = score_BN.argsort(1, descending=True, stable=True)
+        rank_BN = torch.empty_like(best_BN).scatter_(1, best_BN, places_N.expand_as(best_BN))
+        shown_M = rank_BN[b_M, n_M] < count_B[b_M]
+        at = b_M[shown_M], n_M[shown_M]
+        text_BN[at], logprob_BN[at] = drawn_M[shown_M], logprob_M[shown_M]
+        sampled_BN[at] = law_MV.gather(1, drawn_M[:, None]).squeeze(1)[shown_M]
+
+        final_B, stopped_B = _final(text_BN, length_B, stops, mask_id)
+        yield (
+            rows_B.tolist(),
+            [
+                Completion(*(x[i, :n].tolist() for x in (text_BN, logprob_BN, sampled_BN)), "stop" if stop else "length")
+                for i, (n, stop) in enumerate(zip(final_B.tolist(), stopped_B.tolist(), strict=True))
+            ],
+        )
+        keep = (~stopped_B & (final_B < length_B)).nonzero().squeeze(1)
+        if not keep.numel():
+            return
+        if keep.numel() < rows_B.numel():
+            rows_B, prompt_B, length_B, seed_B = rows_B[keep], prompt_B[keep], length_B[keep], seed_B[keep]
+            tokens_BT, text_BN, logprob_BN, sampled_BN = (x[keep] for x in (tokens_BT, text_BN, logprob_BN, sampled_BN))
+
+
+def _final(text_BN: Tensor, length_B: Tensor, stops: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """(how many of each text's tokens come before a hidden one, a first stop token included; whether it is the last)."""
+    places_N, N = torch.arange(text_BN.shape[1], device=text_BN.device), text_BN.shape[1]
+    stop_BN = torch.isin(text_BN, stops)
+    end_BN = torch.where(stop_BN, places_N + 1, N).minimum(length_B[:, None])
+    final_B = torch.where(text_BN == mask_id, places_N, end_BN).amin(1)
+    last_B = (final_B - 1).clamp(min=0)
+    return final_B, (final_B > 0) & stop_BN.gather(1, last_B[:, None]).squeeze(1)
+
+
+def _seen(tokens_BT: Tensor, positions_BT: Tensor, mask_id: int) -> Tensor:
+    """(B, V) bool: which tokens are visible in each row."""
+    real_BT = (Segments.from_positions(positions_BT).starts_BT.cumsum(1) == 1) & (tokens_BT != mask_id)
+    counts = torch.zeros(tokens_BT.shape[0], mask_id + 1, dtype=torch.long, device=tokens_BT.device)
+    return counts.scatter_add_(1, tokens_BT, real_BT.long())[:, :-1] > 0
+
+
+def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+    """ValueError if a prompt can't be continued."""
+    limit, mask_id = model.config.max_seq_len, model.config.mask_id
+    if mask_id is None:
+        raise ValueError("a causal model is sampled token by token: use model.generate.engine")
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} is empty: it needs at least one token, e.g. the beginning-of-sequence id")
+        if len(prompt) >= limit:
+            raise ValueError(f"prompt {row} has {len(prompt)} tokens, but the model's max_seq_len is {limit}: cut it")
+        if min(prompt) < 0 or max(prompt) >= mask_id:
+            raise ValueError(f"prompt {row} has a token outside the vocabulary (0 to {mask_id - 1})")
