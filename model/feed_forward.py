@@ -25,17 +25,18 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up = self.up(x_BTD)
-        if self.gate is not None:
-            gate = self.gate(x_BTD)
-            h = (F.silu(gate) if self.kind == "swiglu" else F.gelu(gate, approximate="tanh")) * up
-        elif self.kind == "gelu":
-            h = F.gelu(up, approximate="tanh")
-        else:
-            h = F.relu(up).square()
-        return self.down(h)
+        gate = None if self.gate is None else self.gate(x_BTD)
+        return self.down(activate(self.kind, gate, up))
 
     def init_weights(self, generator: torch.Generator, std: float, output_std: float) -> None:
         for linear in (self.gate, self.up):
             if linear is not None:
                 linear_(linear, std, generator)
         linear_(self.down, output_std, generator)
+
+
+def activate(kind: str, gate: Tensor | None, up: Tensor) -> Tensor:
+    """The hidden layer: act(gate) * up, or act(up) where there is no gate."""
+    if gate is not None:
+        return (F.silu(gate) if kind == "swiglu" else F.gelu(gate, approximate="tanh")) * up
+    return F.gelu(up, approximate="tanh") if kind == "gelu" else F.relu(up).square()

@@ -20,8 +20,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden 2-D weights, each given with the row sizes of the matrices stacked in it (None: it is
-    one).
+    """For hidden weights: matrices, each given with the row sizes of those stacked in it (None: it is one), and 3-D
+    stacks of them (experts).
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         parameters = list(parameters)
         for parameter, _ in parameters:
-            if parameter.ndim != 2:
+            if parameter.ndim not in (2, 3):
                 raise ValueError(
                     f"Muon is for matrices: a parameter of shape {tuple(parameter.shape)} belongs to AdamW"
                 )
-        self.rows = [rows or (parameter.shape[0],) for parameter, rows in parameters]
+        self.rows = [rows or (parameter.shape[-2],) for parameter, rows in parameters]
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps}
         super().__init__([parameter for parameter, _ in parameters], defaults)
 
@@ -55,8 +55,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
                 update = parameter.grad.add(momentum, alpha=group["momentum"])
-                for w, u in zip(parameter.split(rows), update.split(rows), strict=True):
-                    by_shape[w.shape].append((w, u))
+                for w, u in zip(parameter.split(rows, -2), update.split(rows, -2), strict=True):
+                    by_shape[w.shape[-2:]] += zip(w.view(-1, *w.shape[-2:]), u.view(-1, *u.shape[-2:]), strict=True)
             for (rows, columns), pairs in by_shape.items():
                 orthogonal = newton_schulz(torch.stack([update for _, update in pairs]), group["steps"])
                 scale = group["lr"] * 0.2 * math.sqrt(max(rows, columns))

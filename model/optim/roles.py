@@ -1,5 +1,5 @@
-"""What a parameter is to the optimizer: matrix (may be orthogonalised), embedding, head, or vector (no
-decay).
+"""What a parameter is to the optimizer: matrix, or a stack of them (may be orthogonalised), router (a matrix that
+may not), embedding, head, or vector (no decay).
 """
 
 from dataclasses import dataclass
@@ -10,5 +10,5 @@ from typing import Literal
 class Role:
     """rows: sizes of the blocks of output rows that are matrices of their own (q, k, v in one weight)."""
 
-    kind: Literal["matrix", "embedding", "head", "vector"]
+    kind: Literal["matrix", "router", "embedding", "head", "vector"]
     rows: tuple[int, ...] | None = None
