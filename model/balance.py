@@ -34,7 +34,7 @@ class Balance(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("bias", torch.zeros(config.n_experts) if config.balance == "bias" else None)
-        self.divisor = 1.0  # what the micro-batch's loss is divided by after the backward pass; 1: it is a mean
+        self.divisor: Tensor | float = 1.0  # what the loss is divided by after the backward pass; 1: it is a mean
         self.tally: Tensor | None = None  # (E + 2,): choices of each expert, then divisor * both losses
 
     def init_weights(self) -> None:
@@ -85,16 +85,16 @@ class Balances:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers: dict[int, Balance] = {}
-        for number, block in enumerate(model.get_submodule("blocks").children()):
-            self.layers |= {number: part for part in block.modules() if isinstance(part, Balance)}
+        blocks = enumerate(model.get_submodule("blocks").children())
+        self.layers = {i: part for i, block in blocks for part in block.modules() if isinstance(part, Balance)}
         self.sizes = [balance.config.n_experts + 2 for balance in self.layers.values()]
         for balance in self.layers.values():
             balance.tally = None
 
-    def divide_by(self, count: int) -> None:
+    def divide_by(self, count: Tensor) -> None:
+        """The micro-batch's part of the number that the step's sums will be divided by."""
         for balance in self.layers.values():
-            balance.divisor = float(count)
+            balance.divisor = count
 
     def take(self, sums: Tensor) -> None:
         """Move this rank's tallies of the step into `sums`, a vector of zeros of sum(sizes)."""

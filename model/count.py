@@ -1,4 +1,4 @@
-"""Exact counts of parameters, FLOPs and memory, on the meta device: nothing is allocated.
+"""Exact counts of parameters and FLOPs, on the meta device: nothing is allocated (bytes: memory.py).
 
 FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the
 gradient of the input and of the weight); recomputation under activation checkpointing is not model FLOPs and
@@ -14,12 +14,13 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.decoder import Block, Decoder
-from model.train_config import Checkpointing, Optimizer
+from model.moe import MoE
 
 
 @dataclass(frozen=True)
 class Parameters:
     total: int
+    active: int  # without the experts that a token isn't sent to
     embedding: int  # token and position embeddings, and the head if it is not tied
     matrices: int  # weights that each token is multiplied by, the head included (tied or not)
 
@@ -36,9 +37,12 @@ def parameters(config: ModelConfig) -> Parameters:
     roles = model.parameter_roles()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     embedding = sum(n for name, n in sizes.items() if roles[name].kind in ("embedding", "head"))
+    experts = [m for m in model.modules() if isinstance(m, MoE)]
+    idle = sum((m.n_experts - m.top_k) * m.expert_size for m in experts)
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    linear += sum(m.top_k * m.expert_size for m in experts)
     head = config.vocab_size * config.d_model if config.tie_embeddings else 0
-    return Parameters(total, embedding, linear + head)
+    return Parameters(total, total - idle, embedding, linear + head)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None) -> float:
@@ -69,50 +73,3 @@ class StepFlops:
         span = (batch[0].shape[-1] + 1) / 2 if positions is None else float(positions.float().mean()) + 1
         mixing = sum(mixer.flops_per_token(span) for mixer in self.mixers)
         return 3 * (tokens * (self.matrices + mixing) + n_valid * self.head)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device of a training step without sharding."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def memory(
-    config: ModelConfig,
-    micro_batch_size: int,
-    seq_len: int,
-    *,
-    optimizer: Optimizer = "adamw",
-    checkpointing: Checkpointing = "none",
-    compute_bytes: int = 4,
-) -> Memory:
-    """Weights, gradients and moments in fp32 are exact; activations are those that autograd keeps,
-    estimated.
-    """
-    model = meta_model(config)
-    roles = model.parameter_roles()
-    total = parameters(config).total
-    matrix = sum(p.numel() for name, p in model.named_parameters() if roles[name].kind == "matrix")
-    moments = 2 * total - (matrix if optimizer == "muon" else 0)
-    tokens = micro_batch_size * seq_len
-    D, F = config.d_model, config.ff_width
-    qkv = (config.n_heads + 2 * config.kv_heads) * config.head_dim
-    mixed = config.n_heads * config.head_dim
-    # Kept per token and layer: both norms' inputs and outputs; q, k, v (again after RoPE) and the mixture;
-    # the feed-forward's hidden layer before and after its activation.
-    layer = 4 * D + qkv * (2 if config.position == "rope" else 1) + mixed + F * (4 if config.gated else 2)
-    if checkpointing == "full":
-        kept = config.n_layers * D + layer
-    else:
-        kept = config.n_layers * layer
-    head = 2 * D
-    chunk = min(tokens * config.vocab_size, 1 << 22) * 4 + config.vocab_size * D * 4
-    return Memory(4 * total, 4 * total, 4 * moments, tokens * (kept + head) * compute_bytes + chunk)

@@ -11,12 +11,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from model import mup, recompute
 from model.config import ModelConfig
 from model.feed_forward import FeedForward
 from model.init import normal_
 from model.mixers import mixer_class
+from model.moe import MoE
 from model.norm import make_norm
 from model.optim.roles import Role
 from model.segments import Segments
@@ -31,8 +32,6 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = mixer_class(config.layer_mixers[layer])(config, layer)
         kind = config.layer_feed_forwards[layer]
-        if kind == "moe":
-            from model.moe import MoE
         self.feed_forward = None if kind == "none" else (MoE if kind == "moe" else FeedForward)(config)
         before, after = config.norm_position != "post", config.norm_position != "pre"
         has_ff = self.feed_forward is not None
@@ -101,16 +100,16 @@ class Decoder(nn.Module):
             if longest > self.config.max_seq_len:
                 raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
             x = x + self.positions(segments.positions_BT)
-        recompute = self.checkpointing == "full" and torch.is_grad_enabled() and state is None
         for layer, block in enumerate(self.blocks):
-            memory = state.layers[layer] if state is not None else None
-            if recompute:
-                x = checkpoint(block, x, segments, memory, use_reentrant=False, preserve_rng_state=False)
+            if state is None:
+                x = recompute.run(block, self.checkpointing, x, segments, None)
             else:
-                x = block(x, segments, memory)
+                x = block(x, segments, state.layers[layer])
         if state is not None:
             state = state.advance(T, segments.lengths_B)
-        return self.norm(x), state
+        x = self.norm(x)
+        scale = mup.output_scale(self.config)
+        return (x if scale == 1 else x * scale), state
 
     @property
     def head_weight(self) -> Tensor:
@@ -139,16 +138,16 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Decoder":
         """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 *
-        layers).
+        layers). Under muP hidden matrices are smaller in wider models (mup.py).
 
         The same seed gives the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
-        std = self.config.init_std
+        std = mup.hidden_std(self.config)
         output_std = std / math.sqrt(2 * self.config.n_layers)
         for embedding in (self.embedding, self.positions, self.head):
             if embedding is not None:
-                normal_(embedding.weight, std, generator)
+                normal_(embedding.weight, self.config.init_std, generator)
         for module in self.modules():
             if isinstance(module, Block):
                 module.init_weights(generator, std, output_std)
@@ -165,6 +164,8 @@ class Decoder(nn.Module):
             if isinstance(module, Block):
                 own = module.mixer.parameter_roles()
                 roles |= {f"{prefix}.mixer.{name}": role for name, role in own.items()}
+            if isinstance(module, MoE):
+                roles |= {f"{prefix}.{name}": role for name, role in module.parameter_roles().items()}
         roles["embedding.weight"] = Role("embedding")
         if self.positions is not None:
             roles["positions.weight"] = Role("embedding")

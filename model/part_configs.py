@@ -54,11 +54,16 @@ class RopeScaling:
         at_least("rope_scaling.original_max_len", self.original_max_len, 1)
         for name in ("beta_fast", "beta_slow", "attention_factor", "low_freq_factor", "high_freq_factor"):
             positive(f"rope_scaling.{name}", getattr(self, name))
+        for fewer, more in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+            if not getattr(self, fewer) < getattr(self, more):
+                raise ValueError(
+                    f"rope_scaling.{fewer} = {getattr(self, fewer)} must be less than {more} = {getattr(self, more)}"
+                )
 
 
 @dataclass(frozen=True)
 class MoeConfig:
-    """Mixture of experts: a router sends each token to `top_k` of `n_experts` feed-forwards."""
+    """Mixture of experts: a router sends each token to `top_k` of `n_experts` feed-forwards, which have no biases."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -88,10 +93,12 @@ class LinearAttentionConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    chunk: int = field(default=64, metadata=HOW)  # tokens that are mixed by one dense product
+    chunk: int = field(default=64, metadata=HOW)  # tokens that are mixed by one dense product, at most 64
 
     def __post_init__(self) -> None:
         at_least("linear_attention.chunk", self.chunk, 1)
+        if self.chunk > 64:
+            raise ValueError(f"linear_attention.chunk = {self.chunk} is too large: above 64 its decays may leave fp32")
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,10 @@ class H3Config:
     d_state: int = 64  # of the diagonal SSM
     head_dim: int = 1  # channels of k and v that share one state, as a matrix
     shift: int = 4  # taps of the shift SSM
+    chunk: int = field(default=64, metadata=HOW)  # tokens that are mixed by one dense product
 
     def __post_init__(self) -> None:
-        for name in ("d_state", "head_dim", "shift"):
+        for name in ("d_state", "head_dim", "shift", "chunk"):
             at_least(f"h3.{name}", getattr(self, name), 1)
 
 
@@ -150,6 +158,7 @@ class ShortConvConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     conv_width: int = 3
+    bias: bool | None = None  # in all three of its parts; None: as elsewhere
 
     def __post_init__(self) -> None:
         at_least("short_conv.conv_width", self.conv_width, 1)

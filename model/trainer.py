@@ -22,13 +22,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model import checkpoint
-from model.train_config import TrainConfig
+from model.balance import Balances
 from model.count import StepFlops
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token
 from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
 from model.optim.schedule import learning_rate
 from model.precision import choose, matmul_peak
+from model.train_config import TrainConfig
 
 __all__ = [
     "Batch",
@@ -128,7 +129,8 @@ def train(
         checkpoint.load_weights(model, resume)
         load_optimizers(optimizers, model, Path(resume) / OPTIMIZER)
         state = read_state(resume)
-    gradients = _Gradients([p for p in model.parameters() if p.requires_grad], device)
+    balances = Balances(model)
+    gradients = _Gradients([p for p in model.parameters() if p.requires_grad], device, sum(balances.sizes))
     flops = StepFlops(model.config)
     peak = matmul_peak(str(device), dtype, torch.get_num_threads()) * world_size
 
@@ -149,6 +151,7 @@ def train(
         for micro in _micro_batches(batch, config):
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 micro_loss, micro_valid, micro_extras = objective(model, micro)
+            balances.divide_by(micro_valid)
             micro_loss.backward()
             loss_sum += micro_loss.detach()
             n_valid += int(micro_valid)
@@ -157,6 +160,7 @@ def train(
         names = sorted(extras)
         scalars = [loss_sum, *divmod(n_valid, COUNT), *divmod(batch[0].numel(), COUNT)]
         scalars += [flops(batch, n_valid) / 1e9, float(stop), *(extras[name] for name in names)]
+        balances.take(gradients.loads)
         reduced = gradients.reduce(scalars, world_size)
         valid, tokens = (int(reduced[i] * COUNT + reduced[i + 1]) for i in (1, 3))
 
@@ -166,14 +170,16 @@ def train(
         if norm == norm and norm != float("inf"):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["lr_scale"]
                 optimizer.step()
+            balances.nudge(gradients.loads)
         else:
             state.skipped += 1
         state.step += 1
         state.tokens += tokens
         seconds = time.perf_counter() - begin
         values = {name: value / max(1, valid) for name, value in zip(names, reduced[7:], strict=True)}
+        values |= balances.report(gradients.loads, max(1, valid))
         mfu = reduced[5] * 1e9 / seconds / peak
         report = StepReport(state.step, loss, lr, norm, tokens, tokens / seconds, mfu, seconds, state.skipped, values)
         stopped = reduced[6] > 0
@@ -190,15 +196,15 @@ def train(
 
 
 class _Gradients:
-    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars at the
-    end.
+    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars and its experts'
+    loads at the end.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device) -> None:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device, n_loads: int) -> None:
         self.parameters = parameters
         sizes = [p.numel() for p in parameters]
-        self.buffer = torch.zeros(sum(sizes) + TAIL, device=device)
-        self.flat, self.tail = self.buffer[:-TAIL], self.buffer[-TAIL:]
+        self.buffer = torch.zeros(sum(sizes) + TAIL + n_loads, device=device)
+        self.flat, self.tail, self.loads = self.buffer.split([sum(sizes), TAIL, n_loads])
         for parameter, part in zip(parameters, self.flat.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
 
