@@ -1,4 +1,4 @@
-"""Normal initialisation that is the same on every device: drawn on the CPU, then copied."""
+"""Random initialisation that is the same on every device: drawn on the CPU, then copied."""
 
 import torch
 from torch import Tensor, nn
@@ -15,3 +15,8 @@ def linear_(linear: nn.Linear, std: float, generator: torch.Generator) -> None:
     normal_(linear.weight, std, generator)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def uniform_(weight: Tensor, low: float, high: float, generator: torch.Generator) -> None:
+    weight.copy_(torch.empty(weight.shape, dtype=torch.float32).uniform_(low, high, generator=generator))
