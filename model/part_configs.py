@@ -93,12 +93,12 @@ class LinearAttentionConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    chunk: int = field(default=64, metadata=HOW)  # tokens that are mixed by one dense product, at most 64
+    chunk: int = field(default=32, metadata=HOW)  # tokens that are mixed by one dense product, at most 32
 
     def __post_init__(self) -> None:
         at_least("linear_attention.chunk", self.chunk, 1)
-        if self.chunk > 64:
-            raise ValueError(f"linear_attention.chunk = {self.chunk} is too large: above 64 its decays may leave fp32")
+        if self.chunk > 32:
+            raise ValueError(f"linear_attention.chunk = {self.chunk} is too large: above 32 its decays may leave fp32")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@
     row 1:  d d d d d d d d        positions  0 1 2 3 4 5 6 7
 
 A document's tokens must mix with no other's. Instead of a T x T mask, attention regroups the rows' tokens by
-document: documents of like length become one batch (`Group`) of right-padded causal rows. Under causal
-attention a pad after the last token is never seen by a real query, so no mask exists at all, and RoPE's
+document: documents of like length become one batch (`Group`) of right-padded rows. Under causal attention,
+and in a scan, a pad after the last token is never seen by a real one, so no mask exists at all, and RoPE's
 angles are 0, 1, 2, ... in each. The regrouping is worked out once per batch and used by every layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,11 +24,13 @@ class Groups:
     index: (M,) the flat token that stands in each slot, M >= B*T; pads repeat their document's first token.
     slot: (B*T,) the slot in which each flat token stands.
     shapes: for each group, (documents, length); the groups follow each other in the M slots.
+    sizes: for each group, its documents' real lengths (on the CPU), or None if all are as long as the group.
     """
 
     index: Tensor
     slot: Tensor
     shapes: tuple[tuple[int, int], ...]
+    sizes: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,13 @@ class Segments:
         return (self.earlier or 0) + self.positions_BT.shape[1]
 
     @cached_property
+    def real_BT(self) -> Tensor | None:
+        """(B, T) bool: False for the pads of right-padded rows; None if there are none."""
+        if self.lengths_B is None:
+            return None
+        return torch.arange(self.positions_BT.shape[1], device=self.lengths_B.device) < self.lengths_B[:, None]
+
+    @cached_property
     def starts_BT(self) -> Tensor:
         """(B, T) bool: True at the first token of each document in the row (recurrent mixers reset there)."""
         starts = torch.ones_like(self.positions_BT, dtype=torch.bool)
@@ -92,18 +102,69 @@ class Segments:
         length = torch.diff(first, append=torch.tensor([self.positions_BT.numel()]))
         ladder = torch.tensor(_ladder(self.positions_BT.shape[1]))
         rung = torch.searchsorted(ladder, length)
-        index, real, shapes = [], [], []
+        index, real, shapes, sizes = [], [], [], []
         for member in (rung == r for r in rung.unique()):
             start, size = first[member, None], length[member, None]
             within = torch.arange(int(size.max()))
             index.append(torch.where(within < size, start + within, start).reshape(-1))
             real.append((within < size).reshape(-1))
             shapes.append((start.shape[0], within.shape[0]))
+            sizes.append(None if bool(real[-1].all()) else size[:, 0])
         index_M, real_M = torch.cat(index), torch.cat(real)
         slot_N = torch.empty(self.positions_BT.numel(), dtype=torch.long)
         slot_N[index_M[real_M]] = real_M.nonzero().squeeze(1)
         device = self.positions_BT.device
-        return Groups(index_M.to(device), slot_N.to(device), tuple(shapes))
+        return Groups(index_M.to(device), slot_N.to(device), tuple(shapes), tuple(sizes))
+
+
+def by_document(mix: Callable[..., Tensor], segments: Segments, *parts_BTE: Tensor) -> Tensor:
+    """`mix` on rows that hold one document each, from its first token: (B, T, E), ... -> (B, T, F).
+
+    mix(*parts_nLE, sizes_n) -> (n, L, F), once per group. sizes_n: how many of each row's tokens are real, the others
+    being pads after them whose results nobody reads; None if all are.
+    """
+    if segments.whole:
+        return mix(*parts_BTE, segments.lengths_B)
+    groups = segments.groups
+    B, T = parts_BTE[0].shape[:2]
+    lengths = [n * length for n, length in groups.shapes]
+    slots = [_Regroup.apply(x.reshape(B * T, -1), groups.index, groups.slot).split(lengths) for x in parts_BTE]
+    mixed = [
+        mix(*(x.view(n, length, -1) for x in parts), sizes).reshape(n * length, -1)
+        for parts, (n, length), sizes in zip(zip(*slots, strict=True), groups.shapes, groups.sizes, strict=True)
+    ]
+    return _Ungroup.apply(torch.cat(mixed), groups.slot).view(B, T, -1)
+
+
+class _Regroup(torch.autograd.Function):
+    """Tokens to slots. Each token has exactly one real slot, so the gradient is a gather too, not a
+    scatter-add.
+    """
+
+    @staticmethod
+    def forward(ctx, x_NE: Tensor, index: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        return x_NE.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Ungroup(torch.autograd.Function):
+    """Slots back to tokens; a pad's slot gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x_ME: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.slots = x_ME.shape[0]
+        return x_ME.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (slot,) = ctx.saved_tensors
+        out = grads[0].new_zeros(ctx.slots, grads[0].shape[1])
+        return out.index_copy_(0, slot, grads[0]), None
 
 
 def pads_apart(lengths_B: Tensor, length: int) -> Tensor:

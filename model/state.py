@@ -39,10 +39,10 @@ class State:
 
 @dataclass
 class KVCache:
-    """Keys and values (B, H_kv, max_len, D); what lies past a row's length is garbage that no query reads."""
+    """Keys and values (B, K, max_len, D); what lies past a row's length is garbage that no query reads."""
 
-    k_BHSD: Tensor
-    v_BHSD: Tensor
+    k_BKSD: Tensor
+    v_BKSD: Tensor
 
     @classmethod
     def empty(
@@ -57,11 +57,72 @@ class KVCache:
         shape = (batch, heads, max_len, head_dim)
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
-    def write(self, k_BHTD: Tensor, v_BHTD: Tensor, positions_BT: Tensor) -> None:
+    def write(self, k_BTKD: Tensor, v_BTKD: Tensor, positions_BT: Tensor) -> None:
         """Put T new keys and values at their positions."""
-        rows = torch.arange(k_BHTD.shape[0], device=positions_BT.device)[:, None]
-        self.k_BHSD[rows, :, positions_BT] = k_BHTD.transpose(1, 2).to(self.k_BHSD.dtype)
-        self.v_BHSD[rows, :, positions_BT] = v_BHTD.transpose(1, 2).to(self.v_BHSD.dtype)
+        rows = torch.arange(k_BTKD.shape[0], device=positions_BT.device)[:, None]
+        self.k_BKSD[rows, :, positions_BT] = k_BTKD.to(self.k_BKSD.dtype)
+        self.v_BKSD[rows, :, positions_BT] = v_BTKD.to(self.v_BKSD.dtype)
 
     def select(self, rows: Tensor) -> "KVCache":
-        return KVCache(self.k_BHSD[rows], self.v_BHSD[rows])
+        return KVCache(self.k_BKSD[rows], self.v_BKSD[rows])
+
+
+@dataclass
+class WindowCache:
+    """The keys and values of a document's first `first` tokens, which stay, and a ring of its last ones:
+
+        slot   0 ... first-1   position of the same number
+        slot   first + r       the latest position that is r modulo the ring's size
+
+    (B, K, first + ring, D). A slot that was never written holds garbage that no query reads.
+    """
+
+    k_BKSD: Tensor
+    v_BKSD: Tensor
+    first: int
+
+    @classmethod
+    def empty(
+        cls,
+        batch: int,
+        heads: int,
+        first: int,
+        ring: int,
+        head_dim: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> "WindowCache":
+        cache = KVCache.empty(batch, heads, first + ring, head_dim, device, dtype)
+        return cls(cache.k_BKSD, cache.v_BKSD, first)
+
+    @property
+    def ring(self) -> int:
+        return self.k_BKSD.shape[2] - self.first
+
+    def used(self, length: int) -> int:
+        """No slot from this one on was written by any row of at most `length` tokens."""
+        return self.first + min(length, self.ring)
+
+    def positions(self, lengths_B: Tensor) -> Tensor:
+        """(B, S): the position that each slot holds once a row has absorbed `lengths_B` tokens; negative if none."""
+        first = torch.arange(self.first, device=lengths_B.device)
+        r = torch.arange(self.ring, device=lengths_B.device)
+        last_B1 = lengths_B[:, None] - 1
+        return torch.cat((torch.where(first <= last_B1, first, -1), last_B1 - (last_B1 - r) % self.ring), 1)
+
+    def write(self, k_BTKD: Tensor, v_BTKD: Tensor, positions_BT: Tensor, real_BT: Tensor | None) -> None:
+        """Put new keys and values, at most `ring` of each row, where they belong; pads leave what is there."""
+        rows = torch.arange(k_BTKD.shape[0], device=positions_BT.device)[:, None]
+        slot = self.first + positions_BT % self.ring  # no two of a row are equal
+        early = positions_BT < self.first
+        if real_BT is not None:
+            early = early & real_BT
+        for held, new in ((self.k_BKSD, k_BTKD.to(self.k_BKSD.dtype)), (self.v_BKSD, v_BTKD.to(self.v_BKSD.dtype))):
+            if real_BT is not None:
+                new = torch.where(real_BT[..., None, None], new, held[rows, :, slot])
+            held[rows, :, slot] = new
+            if self.first:
+                held[rows, :, torch.where(early, positions_BT, slot)] = new
+
+    def select(self, rows: Tensor) -> "WindowCache":
+        return WindowCache(self.k_BKSD[rows], self.v_BKSD[rows], self.first)

@@ -43,16 +43,19 @@ def load(ours, theirs, names):
     given = dict(theirs.named_parameters())
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
-            parameter.copy_(torch.cat([as_ours(given[n], n, ours.config.head_dim) for n in names[name]]))
+            parameter.copy_(torch.cat([as_ours(given[n], n, ours.config) for n in names[name]]))
     return names
 
 
-def as_ours(tensor, name, head_dim):
+def as_ours(tensor, name, config):
     """GPT-2's Conv1D keeps its matrices as (in, out); Llama's heads keep RoPE's pairs as (i, i + D/2)."""
     if any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return tensor.t()
     if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")):
-        return tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+        heads = tensor.view(-1, config.head_dim, *tensor.shape[1:])
+        turned, rest = heads.split((config.rope_dim, config.head_dim - config.rope_dim), 1)
+        pairs = turned.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return torch.cat((pairs, rest), 1).reshape(tensor.shape)
     return tensor
 
 
@@ -76,7 +79,7 @@ def compare(ours, theirs, names):
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
     given = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        expected = torch.cat([as_ours(given[n].grad, n, ours.config.head_dim) for n in names[name]])
+        expected = torch.cat([as_ours(given[n].grad, n, ours.config) for n in names[name]])
         torch.testing.assert_close(parameter.grad, expected, atol=1e-3 * expected.abs().max().item(), rtol=1e-3)
 
 
@@ -180,84 +183,71 @@ def test_document_a_never_changes_document_b(model):
     assert not torch.equal(before[0, :11], after[0, :11])
 
 
-def test_no_token_sees_a_later_one(model):
+def test_no_token_sees_a_later_one(causal_model):
     tokens = random_tokens(2, 32)
-    before, _ = model(tokens)
+    before, _ = causal_model(tokens)
     changed = tokens.clone()
     changed[:, 20] = (changed[:, 20] + 1) % 97
-    after, _ = model(changed)
+    after, _ = causal_model(changed)
     assert torch.equal(before[:, :20], after[:, :20])
     assert not torch.equal(before[:, 20:], after[:, 20:])
 
 
 @torch.no_grad()
-def test_prefill_then_one_token_at_a_time_equals_the_full_forward(model):
+def test_prefill_then_one_token_at_a_time_equals_the_full_forward(causal_model):
     lengths = torch.tensor([1, 9, 17])
     tokens, more = random_tokens(3, 17), random_tokens(3, 8, seed=1)
-    state = model.new_state(3, 32)
-    hidden, state = model(tokens, segments=Segments.padded(lengths, 17), state=state)
+    state = causal_model.new_state(3, 32)
+    hidden, state = causal_model(tokens, segments=Segments.padded(lengths, 17), state=state)
     for row, length in enumerate(lengths.tolist()):
-        full, _ = model(tokens[row : row + 1, :length])
+        full, _ = causal_model(tokens[row : row + 1, :length])
         torch.testing.assert_close(hidden[row, :length], full[0], atol=2e-5, rtol=1e-4)
     steps = []
     for t in range(8):
-        hidden, state = model(more[:, t : t + 1], state=state)
+        hidden, state = causal_model(more[:, t : t + 1], state=state)
         steps.append(hidden)
     assert state.lengths_B.tolist() == [9, 17, 25]
     decoded = torch.cat(steps, 1)
     for row, length in enumerate(lengths.tolist()):
-        full, _ = model(torch.cat((tokens[row, :length], more[row]))[None])
+        full, _ = causal_model(torch.cat((tokens[row, :length], more[row]))[None])
         torch.testing.assert_close(decoded[row], full[0, length:], atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_several_tokens_after_a_prefill_equal_the_full_forward(model):
+def test_several_tokens_after_a_prefill_equal_the_full_forward(causal_model):
     """A conversation's next turn: ragged again, on top of ragged lengths."""
     first, second = torch.tensor([4, 10]), torch.tensor([7, 3])
     tokens, more = random_tokens(2, 10), random_tokens(2, 7, seed=1)
-    _, state = model(tokens, segments=Segments.padded(first, 10), state=model.new_state(2, 30))
-    hidden, state = model(more, segments=Segments.padded(second, 7), state=state)
-    hidden_next, _ = model(more[:, :1], state=state)
+    _, state = causal_model(tokens, segments=Segments.padded(first, 10), state=causal_model.new_state(2, 30))
+    hidden, state = causal_model(more, segments=Segments.padded(second, 7), state=state)
+    hidden_next, _ = causal_model(more[:, :1], state=state)
     for row in range(2):
         text = torch.cat((tokens[row, : first[row]], more[row, : second[row]], more[row, :1]))
-        full, _ = model(text[None])
+        full, _ = causal_model(text[None])
         torch.testing.assert_close(hidden[row, : second[row]], full[0, first[row] : -1], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(hidden_next[row, 0], full[0, -1], atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_state_goes_on_with_only_some_rows(model):
+def test_a_state_goes_on_with_only_some_rows(causal_model):
     tokens = random_tokens(3, 6)
-    _, state = model(tokens, state=model.new_state(3, 16))
+    _, state = causal_model(tokens, state=causal_model.new_state(3, 16))
     kept = torch.tensor([2, 0])
-    hidden, state = model(tokens[kept, :1], state=state.select(kept))
-    full, _ = model(torch.cat((tokens, tokens[:, :1]), 1))
+    hidden, state = causal_model(tokens[kept, :1], state=state.select(kept))
+    full, _ = causal_model(torch.cat((tokens, tokens[:, :1]), 1))
     torch.testing.assert_close(hidden[:, 0], full[kept, -1], atol=2e-5, rtol=1e-4)
 
 
-def test_activation_checkpointing_changes_no_gradient(model):
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient_by_a_bit(model, kind):
     batch = Batch(random_tokens(2, 32), random_tokens(2, 32, seed=1), positions_of([[5, 27], [32]]))
     gradients = []
-    for kind in ("none", "full"):
-        model.checkpointing = kind
+    for checkpointing in ("none", kind):
+        model.checkpointing = checkpointing
         model.zero_grad()
         next_token(model, batch)[0].backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-def test_activation_checkpointing_keeps_less():
-    model = lively(ModelConfig(vocab_size=97, d_model=32, n_layers=6, n_heads=2))
-    kept = {}
-    for kind in ("none", "full"):
-        model.checkpointing = kind
-        sizes: dict[int, int] = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: (sizes.__setitem__(t.data_ptr(), t.numel()), t)[1], lambda t: t
-        ):
-            model(random_tokens(4, 64))
-        kept[kind] = sum(sizes.values())
-    assert kept["full"] < kept["none"] / 2
 
 
 def test_the_same_seed_gives_the_same_weights(config):

@@ -1,0 +1,129 @@
+"""Sliding-window attention with global tokens: Longformer, Beltagy et al. 2020, arXiv 2004.05150, section 3.1.
+
+    query p sees key j of its document if   p - W < j <= p   or   j < G and j <= p      (W: window, G: global_tokens)
+
+and, where the model isn't causal, if |p - j| < W, j < G or p < G. A document's first G tokens are its global ones;
+they use the same projections as the others. Each layer of this kind sees W - 1 tokens further back.
+
+Time and memory are linear in T without a kernel of its own: queries are cut into blocks of C, and each block meets, in
+one scaled_dot_product_attention, the G global keys and the blocks that its windows reach into:
+
+    query        block b
+    keys    [ global | block b-2 | block b-1 | block b ]      causal, W = 2 C: nothing more is in reach
+
+Blocks far from a document's ends share one C x (G + W + C) mask and are one batch; the few others have their own.
+For generation a ring of the last W keys, and the global ones, are kept, however long the text is (state.py).
+
+Shapes as in attention.py; N blocks, C their length, S keys that a block meets.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import Attention, attend
+from model.config import ModelConfig
+from model.rope import Rope
+from model.segments import Segments
+from model.state import WindowCache
+
+
+class Window(Attention):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.window, self.global_tokens = config.window, config.global_tokens
+        self.block = self.window
+        self.back = -(-(self.window - 1) // self.block)  # blocks that a window reaches into, beside its own
+        self.ahead = 0 if config.causal else self.back
+        if self.rope is not None and config.rope_theta_local is not None:
+            self.rope = Rope(config.rope_dim, config.rope_theta_local)
+
+    def _mix(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, lengths_B: Tensor | None) -> Tensor:
+        T, G, C = q_BTHD.shape[1], min(self.global_tokens, q_BTHD.shape[1]), self.block
+        if self.window >= T:
+            return super()._mix(q_BTHD, k_BTKD, v_BTKD, lengths_B)
+        N = -(-T // C)
+        q = F.pad(q_BTHD, (0, 0, 0, 0, 0, N * C - T)).unflatten(1, (N, C))
+        edges = (0, 0, 0, 0, self.back * C, (N + self.ahead) * C - T)
+        near_k, near_v = (F.pad(x, edges).unfold(1, (self.back + 1 + self.ahead) * C, C) for x in (k_BTKD, v_BTKD))
+
+        def mix(start: int, stop: int, sizes_B: Tensor | None) -> Tensor:
+            """The queries of these blocks, which all have block `start`'s mask."""
+            k, v = (
+                torch.cat((x[:, None, :G].expand(-1, stop - start, -1, -1, -1), near), 2) if G else near
+                for x, near in (
+                    (k_BTKD, near_k[:, start:stop].movedim(-1, 2)),
+                    (v_BTKD, near_v[:, start:stop].movedim(-1, 2)),
+                )
+            )
+            q_k_v = (x.flatten(0, 1).transpose(1, 2) for x in (q[:, start:stop], k, v))
+            mixed = attend(*q_k_v, seen=self._seen(start, G, T, sizes_B, q.device), scale=self.scale)
+            return mixed.transpose(1, 2).reshape(-1, (stop - start) * C, *q.shape[3:])
+
+        # Blocks whose windows touch no end of a document, and of which no window holds a global token, are alike.
+        sizes_B = None if self.causal else lengths_B  # under a causal mask no token sees the pads, which come last
+        shortest = T if sizes_B is None else int(sizes_B.min())
+        low = min(N, max(self.back, -(-(self.window + G - 1) // C) if G else 0))
+        high = max(low, min(N, N if self.causal else shortest // C - self.back))
+        spans = [(b, b + 1) for b in range(low)] + [(low, high)] * (low < high) + [(b, b + 1) for b in range(high, N)]
+        mixed = torch.cat([mix(a, b, sizes_B if b - a == 1 else None) for a, b in spans], 1)[:, :T]
+        if self.causal or not G:
+            return mixed
+        first = super()._mix(q_BTHD[:, :G], k_BTKD, v_BTKD, lengths_B)
+        return torch.cat((first, mixed[:, G:]), 1)
+
+    def _seen(self, b: int, G: int, T: int, sizes_B: Tensor | None, device: torch.device) -> Tensor:
+        """(B or 1, 1, C, S): which keys the queries of block `b` see, a global one at most once."""
+        p_C1 = torch.arange(b * self.block, (b + 1) * self.block, device=device)[:, None]
+        first_G = torch.arange(G, device=device)
+        near_S = torch.arange((b - self.back) * self.block, (b + 1 + self.ahead) * self.block, device=device)
+        before_CG, before_CS = p_C1 - first_G, p_C1 - near_S
+        if self.causal:
+            far, near = before_CG >= self.window, (before_CS >= 0) & (before_CS < self.window)
+        else:
+            far, near = before_CG.abs() >= self.window, before_CS.abs() < self.window
+        size_B11 = T if sizes_B is None else sizes_B.to(device)[:, None, None]
+        near = near & (near_S >= 0) & (near_S < size_B11) | (before_CS == 0)  # a pad sees itself: no softmax of nothing
+        far = (far & (first_G < size_B11)).expand(*near.shape[:-1], G)
+        return torch.cat((far, near), -1).view(-1, 1, self.block, G + near_S.shape[0])
+
+    def _continue(
+        self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, cache: WindowCache
+    ) -> Tensor:
+        """In pieces of at most a ring's length: a longer one would write over keys that its first queries see."""
+        mixed = []
+        for start in range(0, q_BTHD.shape[1], cache.ring):
+            at = slice(start, start + cache.ring)
+            q, k, v, p_BT = (x[:, at] for x in (q_BTHD, k_BTKD, v_BTKD, segments.positions_BT))
+            real_BT = None if segments.real_BT is None else segments.real_BT[:, at]
+            one = p_BT.shape[1] == 1
+            if one:  # it takes the slot of the key that has just left its window: no key is copied
+                cache.write(k, v, p_BT, real_BT)
+            used = cache.used((segments.earlier or 0) + start + one)
+            held_BS = cache.positions(p_BT[:, 0] + one)[:, :used]
+            keys, values = (x[:, :, :used].to(q.dtype) for x in (cache.k_BKSD, cache.v_BKSD))
+            if not one:
+                held_BS = torch.cat((held_BS, p_BT), 1)
+                keys, values = torch.cat((keys, k.transpose(1, 2)), 2), torch.cat((values, v.transpose(1, 2)), 2)
+                cache.write(k, v, p_BT, real_BT)
+            before_BTS = p_BT[:, :, None] - held_BS[:, None]
+            near, far = (before_BTS >= 0) & (before_BTS < self.window), before_BTS >= self.window
+            seen_BTS = torch.cat((far[:, :, : cache.first], near[:, :, cache.first :]), 2) & (held_BS >= 0)[:, None]
+            mixed.append(attend(q.transpose(1, 2), keys, values, seen=seen_BTS[:, None], scale=self.scale))
+        return torch.cat(mixed, 2).transpose(1, 2)
+
+    def _remember(self, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, cache: WindowCache) -> None:
+        for start in range(0, k_BTKD.shape[1], cache.ring):
+            at = slice(start, start + cache.ring)
+            real_BT = None if segments.real_BT is None else segments.real_BT[:, at]
+            cache.write(k_BTKD[:, at], v_BTKD[:, at], segments.positions_BT[:, at], real_BT)
+
+    def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> WindowCache:
+        self._check_causal()
+        first, ring = min(self.global_tokens, max_len), min(self.window, max_len)
+        return WindowCache.empty(batch, self.n_kv_heads, first, ring, self.head_dim, device, dtype)
+
+    def flops_per_token(self, span: float) -> float:
+        """Of the keys that a query sees, not of the others that its block meets."""
+        reach = self.window if self.causal else 2 * self.window - 1
+        return super().flops_per_token(min(span, reach + self.global_tokens))
