@@ -1,7 +1,7 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-fast lint format bench-train lock clean
+.PHONY: demo test test-fast lint format bench-train bench-mup lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -24,6 +24,9 @@ format: .venv/.installed-dev
 
 bench-train: .venv/.installed     ## tokens/s inside a Ray Train worker against the same model in a bare torch loop
 	$(BIN)/python -m tests.benchmarks.train
+
+bench-mup: .venv/.installed       ## muP: a coordinate check over widths, and a sweep of learning rates at three of them
+	$(BIN)/python -m tests.benchmarks.mup
 
 lock: .venv/.installed-dev        ## rewrite constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' > constraints.txt

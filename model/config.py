@@ -73,6 +73,7 @@ class ModelConfig:
     logit_softcap: float | None = None  # c * tanh(logits / c)
     init_std: float = 0.02
     mup_base_width: int | None = None  # widths other than this keep its learning rates (muP); None: off
+    mup_base_d_head: int | None = None  # head size at that width; None: this one's, wider models have more heads
     pattern: tuple[str, ...] = ("attention",)  # mixers by name, repeated over depth
     linear_attention: LinearAttentionConfig = LinearAttentionConfig()
     mamba2: Mamba2Config = Mamba2Config()
@@ -110,6 +111,7 @@ class ModelConfig:
             "max_seq_len",
             "window",
             "mup_base_width",
+            "mup_base_d_head",
         ):
             at_least(name, getattr(self, name), 1)
         at_least("vocab_size", self.vocab_size, 0)

@@ -10,28 +10,37 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.train_config import TrainConfig
+from model import mup
 from model.decoder import Decoder
 from model.optim.muon import Muon
+from model.train_config import TrainConfig
+
+DECAYED = ("matrix", "router", "head")
 
 
 def make_optimizers(model: Decoder, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and before it Muon if the config says so. Each group's `lr` is set by the trainer every step."""
+    """AdamW, and before it Muon if the config says so. The trainer sets each group's `lr` every step: the schedule's,
+    times the group's `lr_scale`."""
     roles = model.parameter_roles()
-    named = [(name, p, roles[name]) for name, p in model.named_parameters() if p.requires_grad]
+    hidden: dict[float, list[tuple[nn.Parameter, tuple[int, ...] | None]]] = {}
+    other: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        role = roles[name]
+        if not parameter.requires_grad:
+            continue
+        if config.optimizer == "muon" and role.kind == "matrix":
+            hidden.setdefault(mup.lr_scale(model.config, role, "muon"), []).append((parameter, role.rows))
+        else:
+            scale = mup.lr_scale(model.config, role, "adamw")
+            decay = config.weight_decay / scale if role.kind in DECAYED else 0.0
+            other.setdefault((scale, decay), []).append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        hidden = [(p, role.rows) for _, p, role in named if role.kind == "matrix"]
-        named = [entry for entry in named if entry[2].kind != "matrix"]
-        optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
-    decay: list[nn.Parameter] = [p for _, p, role in named if role.kind in ("matrix", "head")]
-    plain: list[nn.Parameter] = [p for _, p, role in named if role.kind not in ("matrix", "head")]
-    groups = [
-        {"params": parameters, "weight_decay": weight_decay}
-        for parameters, weight_decay in ((decay, config.weight_decay), (plain, 0.0))
-        if parameters
-    ]
-    if groups:
+    for scale, parameters in hidden.items():
+        muon = Muon(parameters, lr=config.lr, weight_decay=config.weight_decay / scale)
+        muon.param_groups[0]["lr_scale"] = scale
+        optimizers.append(muon)
+    if other:
+        groups = [{"params": ps, "weight_decay": decay, "lr_scale": scale} for (scale, decay), ps in other.items()]
         adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
         optimizers.append(adamw)
     return optimizers

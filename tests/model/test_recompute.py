@@ -1,0 +1,50 @@
+"""What activation checkpointing makes again, and what it doesn't. That gradients are the same: test_decoder.py."""
+
+import pytest
+import torch
+from small_models import SHAPES, lively, random_tokens
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.objectives.next_token import Batch, next_token
+from model.train_config import Checkpointing
+
+
+def products(shape: str, kind: Checkpointing) -> int:
+    """FLOPs of a forward and backward pass, by torch."""
+    model = lively(SHAPES[shape])
+    model.checkpointing = kind
+    tokens = random_tokens(2, 16)
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, Batch(tokens, tokens, torch.arange(16).expand(2, 16)))[0].backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("shape", ["llama", "gqa-qk-norm", "gpt2"])
+def test_selective_repeats_no_product_with_weights_and_no_attention(shape):
+    none, selective, full = (products(shape, kind) for kind in ("none", "selective", "full"))
+    assert selective == none
+    assert full > 1.2 * none
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+@pytest.mark.parametrize("shape", ["llama", "gqa-qk-norm", "gpt2"])
+def test_gradients_are_the_same_under_autocast(shape, kind):
+    model = lively(SHAPES[shape])
+    batch = Batch(random_tokens(2, 16), random_tokens(2, 16, seed=1), torch.arange(16).expand(2, 16))
+    gradients = []
+    for checkpointing in ("none", kind):
+        model.checkpointing = checkpointing
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = next_token(model, batch)[0] + next_token(model, batch)[0]  # the second finds the weights cast
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_generation_recomputes_nothing():
+    model = lively(SHAPES["llama"])
+    plain, _ = model(random_tokens(1, 5), state=model.new_state(1, 8))
+    model.checkpointing = "selective"
+    given, _ = model(random_tokens(1, 5), state=model.new_state(1, 8))
+    assert torch.equal(plain, given)
