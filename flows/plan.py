@@ -1,16 +1,17 @@
 """`--plan`: what would run and why, what is there already, and what it would cost here. Starts and changes
 nothing.
 
-Sizes and FLOPs are counted on torch's meta device. The time of a training is its FLOPs over this machine's
-measured matmul rate, times the share of it that training reaches; of any other stage, what it took the last
-time.
+Sizes, FLOPs and memory are counted without allocating. The time of a training is its FLOPs over this machine's
+measured matmul rate, times the share of it that training (or sampling) reaches; of any other stage, what it took the
+last time. RLHF is what cluster/rollout.py and cluster/preferences.py run: every answer is sampled to its last token,
+passes through the reference, and then through the policy forward and backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,13 +21,23 @@ from flows.closing import plain_table, put
 from flows.show import count, duration, size
 
 if TYPE_CHECKING:
+    import torch
+
     from cluster.artifact import Artifacts, Manifest
+    from cluster.rlhf import RlhfConfig
     from cluster.stage import Step
     from flows.recipe import Recipe
+    from model.config import ModelConfig
+    from model.memory import Memory
+    from model.train_config import TrainConfig
 
 # Share of the matmul rate that a training step reaches: measured on 2 cores at widths 128 to 256 (0.40 to 0.58), and
 # the usual 0.35 to 0.45 of well-tuned training on GPUs.
 UTILISATION = {"cpu": 0.45, "cuda": 0.40}
+SAMPLING = {"cpu": 0.10, "cuda": 0.05}  # one token a row at a time: bound by memory and by the calls themselves
+BYTES_PER_TOKEN, MARKS = 3.0, 6  # of a conversation's text, reckoned before there is a tokenizer; chat marks around it
+SAMPLED_ROWS = 256  # that the rollout decodes at once
+LOOKED_AT = 64  # tasks or pairs whose length is looked at
 MAX_REASONS = 4
 
 
@@ -41,15 +52,36 @@ class Planned:
     bytes: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
+class Work:
+    """Tokens that pass through the model in one way, and what that costs."""
+
+    what: str
+    tokens: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Training:
     """What one training costs."""
 
     name: str
-    tokens: int
-    flops: float
-    memory: int
-    seconds: float
+    works: tuple[Work, ...]
+    memory: int  # bytes on one worker
+    checkpointing: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(work.tokens for work in self.works)
+
+    @property
+    def flops(self) -> float:
+        return sum(work.flops for work in self.works)
+
+    @property
+    def seconds(self) -> float:
+        return sum(work.seconds for work in self.works)
 
 
 def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
@@ -89,32 +121,102 @@ def holds(step: Step, manifest: Manifest, artifacts: Artifacts) -> bool:
     return check is None or check(Artifact(artifacts.store.url, manifest), step.config)
 
 
-def trainings(recipe: Recipe, names: Sequence[str], rate: float, device: str) -> list[Training]:
-    """Costs of the recipe's trainings among `names`, at `rate` FLOP/s of matrix products.
-
-    RLHF also samples its answers: one forward per token of them, one row at a time per prompt, counted like
-    training.
-    """
-    from model.count import flops_per_token, memory
+def trainings(
+    recipe: Recipe, names: Sequence[str], rate: float, device: str, dtype: torch.dtype | None = None
+) -> list[Training]:
+    """Costs of the recipe's trainings among `names`, at `rate` FLOP/s of matrix products in `dtype` (None: fp32)."""
+    from model.count import flops_per_token
 
     config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
-    stages: dict[str, Any] = {"pretrain": recipe.train}
-    if recipe.instruct:
-        stages["instruct"] = recipe.instruct.train
-    if recipe.rlhf:
-        stages["rlhf"] = recipe.rlhf.train
+    stages = {"pretrain": recipe.train} | ({"instruct": recipe.instruct.train} if recipe.instruct else {})
     found = []
     for name, train in stages.items():
-        if name not in names:
-            continue
-        tokens = train.steps * train.batch_size * train.seq_len
-        flops = flops_per_token(config, train.seq_len) * tokens
-        micro = train.micro_batch_size or max(1, min(train.batch_size, 4096 // train.seq_len))
-        needed = memory(
-            config, micro, train.seq_len, optimizer=train.optimizer, checkpointing=train.activation_checkpointing
-        ).total
-        found.append(Training(name, tokens, flops, needed, flops / (rate * UTILISATION[device])))
+        if name in names:
+            tokens = train.steps * train.batch_size * train.seq_len
+            flops = flops_per_token(config, train.seq_len) * tokens
+            needed = _memory(config, train, train.seq_len, device, dtype)
+            works = (_work("update", tokens, flops, rate, device),)
+            found.append(Training(name, works, needed.total, train.activation_checkpointing))
+    if recipe.rlhf and "rlhf" in names:
+        found.append(_rlhf(config, recipe.rlhf, rate, device, dtype))
     return found
+
+
+def _rlhf(config: ModelConfig, rlhf: RlhfConfig, rate: float, device: str, dtype: torch.dtype | None) -> Training:
+    """Sampling, the reference's pass and the policy's update. Lengths are reckoned: a prompt's from its text, an
+    answer's as max_new_tokens, the most it can be, or for pairs from their text."""
+    from cluster.rlhf import PREFERENCE
+    from model.count import flops_per_token, parameters
+    from model.memory import state_bytes
+
+    pairs, train = rlhf.method in PREFERENCE, rlhf.train
+    prompt, answer = _lengths(rlhf)
+    length = min(prompt + answer, train.seq_len if pairs else config.max_seq_len)
+    head = 2.0 * config.vocab_size * config.d_model
+
+    def forward(rows: int, tokens: int, span: float, heads: int) -> float:
+        """FLOPs of rows of `tokens` tokens that see `span` keys, `heads` of which need logits."""
+        return rows * (tokens * (flops_per_token(config, 1, train=False, span=span) - head) + heads * head)
+
+    learned = train.steps * train.batch_size * (2 if pairs else 1)
+    scored = 2 * rlhf.heldout_items * (2 if pairs else 5)  # before and after; a greedy answer and four samples
+    once = forward(1, length, (length + 1) / 2, answer)
+    works = []
+    if pairs:
+        referred = learned if rlhf.method != "simpo" else 0
+        works.append(_work("reference", (referred + scored) * length, (referred + scored) * once, rate, device))
+    else:
+        sampled = learned + scored
+        fed = answer - 1  # the last token is drawn, and goes in no more
+        flops = forward(sampled, prompt, (prompt + 1) / 2, 1) + forward(sampled, fed, prompt + answer / 2, fed)
+        works.append(_work("sampling", sampled * length, flops, rate, device, SAMPLING))
+        if rlhf.kl_coef:
+            works.append(_work("reference", learned * length, learned * once, rate, device))
+    works.append(_work("update", learned * length, 3 * learned * once, rate, device))
+    needed = _memory(config, train, length, device, dtype)
+    state = 0 if pairs else state_bytes(config, min(SAMPLED_ROWS, train.batch_size), length)
+    held = needed.total - needed.activations + 4 * parameters(config).total  # the reference's weights beside them
+    return Training("rlhf", tuple(works), held + max(needed.activations, state), train.activation_checkpointing)
+
+
+def _work(
+    what: str, tokens: int, flops: float, rate: float, device: str, reached: dict[str, float] = UTILISATION
+) -> Work:
+    return Work(what, tokens, flops, flops / (rate * reached[device]))
+
+
+def _lengths(rlhf: RlhfConfig) -> tuple[int, int]:
+    """(a prompt's tokens, an answer's tokens), the mean over the first tasks or pairs."""
+    from cluster.data import examples
+    from cluster.rlhf import PREFERENCE
+
+    def tokens(text: str) -> float:
+        return len(text.encode()) / BYTES_PER_TOKEN + MARKS
+
+    pairs = rlhf.method in PREFERENCE
+    items = (examples.read_preferences if pairs else examples.read_tasks)(rlhf.data, LOOKED_AT)[:LOOKED_AT]
+    asked = [[m["content"] for m in item["messages"]] if "messages" in item else [item["prompt"]] for item in items]
+    prompts = [sum(map(tokens, texts)) for texts in asked]
+    answers = [(tokens(item["chosen"]) + tokens(item["rejected"])) / 2 for item in items] if pairs else []
+    answer = round(sum(answers) / len(answers)) if answers else rlhf.max_new_tokens
+    return round(sum(prompts) / len(prompts)), answer
+
+
+def _memory(config: ModelConfig, train: TrainConfig, length: int, device: str, dtype: torch.dtype | None) -> Memory:
+    import torch
+
+    from model.memory import memory
+
+    rows = train.micro_batch_size or (max(1, 4096 // length) if device == "cpu" else train.batch_size)
+    return memory(
+        config,
+        min(train.batch_size, rows),
+        length,
+        optimizer=train.optimizer,
+        checkpointing=train.activation_checkpointing,
+        dtype=dtype or torch.float32,
+        device=device,
+    )
 
 
 def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: Console) -> None:
@@ -147,16 +249,19 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
 def _costs(recipe: Recipe, names: Sequence[str], console: Console) -> dict[str, Training]:
     import torch
 
-    from model.count import parameters
+    from model.count import flops_per_token, parameters
     from model.precision import choose, matmul_peak
 
     config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
-    counts = parameters(config)
+    counts, length = parameters(config), recipe.train.seq_len
+    active = f", {count(counts.active)} active for a token" if counts.active < counts.total else ""
     console.print(
         Text(
-            f"Model: {count(counts.total)} parameters ({count(counts.embedding)} of them embeddings), "
+            f"Model: {count(counts.total)} parameters ({count(counts.embedding)} of them embeddings{active}), "
             f"{config.n_layers} layers of width {config.d_model}, vocabulary {config.vocab_size:,}, "
-            f"context {config.max_seq_len:,}"
+            f"context {config.max_seq_len:,}; FLOPs per token of rows of {length:,}: "
+            f"{flops_per_token(config, length, train=False):.2e} forward, "
+            f"{flops_per_token(config, length):.2e} in training"
         )
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,17 +270,21 @@ def _costs(recipe: Recipe, names: Sequence[str], console: Console) -> dict[str, 
     console.print(
         Text(
             f"Here: {rate / 1e9:,.0f} GFLOP/s of matrix products on {device} in {str(dtype).removeprefix('torch.')} "
-            f"({why}); training is reckoned at {UTILISATION[device]:.0%} of that"
+            f"({why}); training is reckoned at {UTILISATION[device]:.0%} of that, sampling at {SAMPLING[device]:.0%}"
         )
     )
-    costs = trainings(recipe, names, rate, device)
+    costs = trainings(recipe, names, rate, device, dtype)
     if costs:
         table = plain_table("Training")
-        for name in ("stage", "tokens", "FLOPs", "memory per worker", "time here"):
-            table.add_column(name, justify="left" if name == "stage" else "right")
+        for name in ("stage", "tokens", "FLOPs", "time here", "memory per worker", "checkpointing"):
+            table.add_column(name, justify="left" if name in ("stage", "checkpointing") else "right")
         for cost in costs:
-            table.add_row(
-                cost.name, count(cost.tokens), f"{cost.flops:.2e}", size(cost.memory), f"~{duration(cost.seconds)}"
-            )
+            table.add_row(cost.name, *_figures(cost), size(cost.memory), cost.checkpointing)
+            for work in cost.works if len(cost.works) > 1 else ():
+                table.add_row(f"  {work.what}", *_figures(work), "", "", style="dim")
         put(table, console)
     return {cost.name: cost for cost in costs}
+
+
+def _figures(cost: Training | Work) -> tuple[str, str, str]:
+    return count(cost.tokens), f"{cost.flops:.2e}", f"~{duration(cost.seconds)}"

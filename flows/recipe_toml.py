@@ -28,6 +28,7 @@ class Origin:
     source: str  # a file as the person named it, or "--set key=value"
     line: int | None = None
     raw: str | None = None  # a --set's value as it was typed
+    order: int = 0  # of the file among the files that extend one another, lowest first; of any --set: above them
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}, line {self.line}"
@@ -162,7 +163,7 @@ def _merge(
                 del layers.origins[old]
             below[key] = value
             for inner in _locs(loc, value):
-                layers.origins[inner] = Origin(shown, lines.get(inner))
+                layers.origins[inner] = Origin(shown, lines.get(inner), order=len(layers.files))
 
 
 def _locs(loc: Loc, value: Any) -> list[Loc]:
@@ -227,14 +228,14 @@ def _set(layers: Layers, text: str) -> None:
             if inner not in (None, True, False):
                 raise RecipeError(shown, f"{layers.key(loc)} is {kind_of(inner)}, not a table with keys of its own.")
             inner = here[step] = {}
-            layers.origins[loc] = Origin(shown)
+            layers.origins[loc] = Origin(shown, order=len(layers.files))
         here = inner
     value = parse_value(raw)
     for old in [o for o in layers.origins if o[: len(loc)] == loc]:
         del layers.origins[old]
     here[step] = value
     for inner in _locs(loc, value):
-        layers.origins[inner] = Origin(shown, raw=raw if inner == loc else None)
+        layers.origins[inner] = Origin(shown, None, raw if inner == loc else None, len(layers.files))
 
 
 def _entry(entries: Any, parts: list[str], shown: str, table: str) -> tuple[Any, int]:
