@@ -104,7 +104,7 @@ class LinearAttention(nn.Module):
         return self.n_heads * (2 * self.chunk * (self.k_dim + self.v_dim) + 4 * self.k_dim * self.v_dim)
 
     def parameter_roles(self) -> dict[str, Role]:
-        return {"qkvr.weight": Role("matrix", rows=self.sizes)}
+        return {"qkvr.weight": Role("matrix", rows=self.sizes), "gate_up.weight": Role("matrix", narrow=True)}
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
