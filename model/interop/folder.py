@@ -1,0 +1,115 @@
+"""Weights as files: model.safetensors, or shards with an index (model.safetensors.index.json).
+
+Tensors are read one at a time, when they are asked for, and keep the dtype that they have in the file. No pickle.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Weights:
+    """A folder's tensors by name; a context manager.
+
+    Raises:
+        LookupError: there is no safetensors file, or the index names a file that is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if (folder / WEIGHTS).is_file():
+            files = [WEIGHTS]
+        elif (folder / INDEX).is_file():
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        else:
+            pickled = " (its .bin files are pickles, which can run any code: convert them first)"
+            has_pickle = any(folder.glob("*.bin"))
+            raise LookupError(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
+        missing = [f for f in files if not (folder / f).is_file()]
+        if missing:
+            raise LookupError(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
+        self._files: dict[str, Any] = {}
+        self._stack = ExitStack()
+        for name in files:
+            file = self._stack.enter_context(safe_open(folder / name, framework="pt"))
+            self._files |= dict.fromkeys(file.keys(), file)
+        self.metadata: dict[str, str] = file.metadata() or {}  # the last file's; ours has one
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        self._files = {}
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def meta(self, name: str) -> Tensor:
+        """A tensor without values: its shape and dtype, from the file's header."""
+        part = self._files[name].get_slice(name)
+        return torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes: int, about: dict[str, str]) -> int:
+    """Write tensors as they come, in files of at most `max_bytes` (one tensor at least); returns how many files."""
+    held: dict[str, Tensor] = {}
+    places: dict[str, int] = {}
+    total = shard = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if held and sum(_bytes(held)) + size > max_bytes:
+            _save(held, folder, shard, about)
+            held, shard = {}, shard + 1
+        held[name], places[name] = tensor.contiguous(), shard
+        total += size
+    _save(held, folder, shard, about)
+    if shard == 0:
+        _part(folder, 0).rename(folder / WEIGHTS)
+        return 1
+    names = [f"model-{i + 1:05d}-of-{shard + 1:05d}.safetensors" for i in range(shard + 1)]
+    for i, name in enumerate(names):
+        _part(folder, i).rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in places.items()}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return shard + 1
+
+
+def _bytes(tensors: dict[str, Tensor]) -> Iterator[int]:
+    return (t.numel() * t.element_size() for t in tensors.values())
+
+
+def _save(tensors: dict[str, Tensor], folder: Path, shard: int, about: dict[str, str]) -> None:
+    save_file(tensors, _part(folder, shard), metadata=about)
+
+
+def _part(folder: Path, shard: int) -> Path:
+    return folder / f"part-{shard}"
