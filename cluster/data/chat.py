@@ -38,6 +38,8 @@ class Rendered(NamedTuple):
 def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
     """A whole conversation. Raises ValueError for messages that don't follow the template."""
     check_messages(messages)
+    if f"<|{ROLES[0]}|>" not in tokenizer.special:
+        raise ValueError("This tokenizer is an imported model's and has no roles to chat in: complete text with it.")
     ids, mask = [tokenizer.bos_id], [0]
     for message in messages:
         content = [*tokenizer.encode(message["content"]), tokenizer.end_id]

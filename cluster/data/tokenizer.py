@@ -12,24 +12,19 @@ Text goes in as it is: no normalisation, no dummy prefix, white space and newlin
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.data.codecs import make_codec
 from cluster.stage import Stage, Workspace
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 RESERVED = 4 + len(SPECIAL) + 256
-
-# sentencepiece writes a space as U+2581 and turns each back into a space when it decodes: a text that
-# contains the character itself must reach the ids as its three bytes.
-_SPACE_MARK = "\u2581"
-_LINES = re.compile(r"[^\n]*\n+|[^\n]+")
 
 
 class TokenizerConfig(BaseModel):
@@ -75,22 +70,21 @@ class Tokenizer:
         return tokenizer
 
     def _load(self, model: bytes, info: dict[str, Any]) -> None:
-        import sentencepiece
-
         self.model, self.info = model, info
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size: int = self._processor.vocab_size()
+        self._codec = make_codec(model, info)
+        self.vocab_size: int = self._codec.size
         self.special: dict[str, int] = dict(info["special"])
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
-        self.end_id = self.special[END]
-        self.stop_ids = (self.eos_id, self.end_id)  # where generation ends
+        self.adds_bos: bool = info.get("adds_bos", True)
+        self.end_id: int = self.special.get(END, self.eos_id)
+        # Where generation ends. An imported model may end its turns at tokens of its own.
+        self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
         self._names = {
             self.pad_id: PAD,
             self.bos_id: BOS,
             self.eos_id: EOS,
             **{i: name for name, i in self.special.items()},
         }
-        self._mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE_MARK.encode()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "info": self.info}
@@ -99,18 +93,16 @@ class Tokenizer:
         self._load(state["model"], state["info"])
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text, of any length. What can't be UTF-8 (a lone surrogate) becomes U+FFFD."""
-        ids = [self.bos_id] if bos else []
+        """Ids of a text, of any length. What can't be UTF-8 (a lone surrogate) becomes U+FFFD.
+
+        bos: begin with the beginning-of-sequence id, unless this is an imported model's that wants none.
+        """
+        ids = [self.bos_id] if bos and self.adds_bos else []
         try:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        for number, part in enumerate(text.split(_SPACE_MARK)):
-            if number:
-                ids += self._mark
-            # In lines, each with its newlines: bounded memory, and faster than one long text.
-            for line in self._processor.encode(_LINES.findall(part), num_threads=1):
-                ids += line
+        ids += self._codec.encode(text)
         if eos:
             ids.append(self.eos_id)
         return ids
@@ -130,7 +122,7 @@ class Tokenizer:
                 run.append(i)
                 continue
             if run:
-                out.append(self._processor.decode(run))
+                out.append(self._codec.decode(run))
                 run = []
             if keep_special:
                 out.append(self._names[i])
@@ -138,9 +130,14 @@ class Tokenizer:
             out.pop()  # the pad that ended the last run
         return "".join(out)
 
+    @property
+    def processor(self) -> Any:
+        """The sentencepiece processor of a tokenizer that was trained here."""
+        return self._codec.processor  # type: ignore[attr-defined]
+
     def piece(self, i: int) -> str:
-        """A token's piece as sentencepiece writes it, for people to read."""
-        return self._processor.id_to_piece(int(i))
+        """A token's piece as its library writes it, for people to read."""
+        return self._codec.piece(int(i))
 
     def ids(self, names: Sequence[str]) -> list[int]:
         """Ids of special tokens by name. Raises ValueError for a name that isn't one."""
@@ -172,4 +169,4 @@ def run_tokenizer(ws: Workspace) -> dict:
     }
 
 
-STAGE = Stage(name="tokenizer", kind="tokenizer", version=1, config=TokenizerConfig, run=run_tokenizer)
+STAGE = Stage(name="tokenizer", kind="tokenizer", version=2, config=TokenizerConfig, run=run_tokenizer)

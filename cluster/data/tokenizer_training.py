@@ -167,11 +167,32 @@ def train(texts: Any, config: TokenizerConfig) -> Tokenizer:
         )
     except RuntimeError as error:
         raise _explained(str(error), config, sum(len(t) for t in texts)) from None
-    model = out.getvalue()
+    model = rounded(out.getvalue()) if unigram else out.getvalue()
+    return Tokenizer.from_bytes(model, info_of(model, config.algorithm))
+
+
+def rounded(model: bytes) -> bytes:
+    """A Unigram model whose scores are multiples of 1/1024, so that their sums over a line are exact in float32.
+
+    Two ways to cut a text into the same pieces, such as a run of spaces, are equally good. With exact sums they are a
+    tie, and the first is taken, here as in any other library that reads these pieces; else rounding would choose.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as sp
+
+    proto = sp.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    for piece in proto.pieces:
+        piece.score = round(piece.score * 1024) / 1024
+    return proto.SerializeToString(deterministic=True)
+
+
+def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
+    """tokenizer.json of a sentencepiece model with the options above."""
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    info = {
+    return {
         "format": 1,
-        "algorithm": config.algorithm,
+        "algorithm": algorithm,
         "vocab_size": processor.vocab_size(),
         "pad_id": 0,
         "unk_id": 1,
@@ -179,7 +200,6 @@ def train(texts: Any, config: TokenizerConfig) -> Tokenizer:
         "eos_id": 3,
         "special": {name: processor.piece_to_id(name) for name in SPECIAL},
     }
-    return Tokenizer.from_bytes(model, info)
 
 
 def _explained(message: str, config: TokenizerConfig, characters: int) -> Exception:
