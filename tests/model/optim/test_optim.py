@@ -7,11 +7,11 @@ import pytest
 import torch
 from small_models import SHAPES
 
-from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
 from model.optim.muon import Muon, newton_schulz
 from model.optim.schedule import learning_rate
+from model.train_config import TrainConfig
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 8), (8, 24)])
@@ -67,10 +67,12 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(config, optimiz
                 assert names[p] not in seen
                 seen[names[p]] = (type(o).__name__, group["weight_decay"])
     assert seen.keys() == set(names.values())
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    experts = {name for p, name in names.items() if p.ndim == 3 and ".feed_forward." in name}
     for name, (kind, decay) in seen.items():
-        matrix = name.endswith("weight") and any(part in name for part in ("qkv", "mixer.out", "gate", "up", "down"))
-        assert decay == (0.1 if matrix or name == "head.weight" else 0.0), name
-        assert kind == ("Muon" if matrix and optimizer == "muon" else "AdamW"), name
+        assert decay == (0.1 if name in linear | experts else 0.0), name
+        hidden = name in linear | experts and name != "head.weight" and not name.endswith("router.weight")
+        assert kind == ("Muon" if hidden and optimizer == "muon" else "AdamW"), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
