@@ -14,7 +14,8 @@ them all: one kernel in bf16 on CUDA, which needs no counts on the host; elsewhe
     token 1 -> 0, 2
     token 2 -> 1, 2
 
-What balances the experts is in balance.py. Experts have no biases, whatever `ff_bias` says.
+What balances the experts is in balance.py. Experts have no biases, whatever `ff_bias` says. A token is mixed with
+no other, but how a product rounds may depend on how many rows it has: other company, other last bit (1e-7).
 """
 
 from typing import NamedTuple

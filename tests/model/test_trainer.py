@@ -98,11 +98,13 @@ def test_two_workers_get_the_result_of_one_and_stop_together(tmp_path):
     reports: list[StepReport] = []
     config = replace(CONFIG, steps=9)
     train(model, global_batch, config, on_step=lambda report: (reports.append(report), report.step == 5)[1])
-    for (loss, norm), expected in zip(ranks[0]["curve"], reports, strict=True):
+    for (loss, norm, extras), expected in zip(ranks[0]["curve"], reports, strict=True):
         assert loss == pytest.approx(expected.loss, rel=1e-5)
         assert norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        loads = {name: value for name, value in extras.items() if "loss" not in name}
+        assert loads == {name: expected.extras[name] for name in loads} and len(loads) == 7
     saved = load_model(tmp_path / "checkpoint")
-    for a, b in zip(saved.parameters(), model.parameters(), strict=True):
+    for a, b in zip(saved.state_dict().values(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 

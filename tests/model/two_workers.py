@@ -13,7 +13,10 @@ from model.objectives.next_token import IGNORE
 from model.trainer import Batch, train
 
 ROWS = 4
-ARGUMENTS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+ARGUMENTS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2} | {
+    "ff_pattern": ("dense", "moe"),  # balanced by what is a sum over ranks: the losses are means of micro-batches
+    "moe": {"n_experts": 4, "balance": "bias", "bias_rate": 0.01, "z_loss": 0.0},
+}
 
 
 def global_batch(step: int) -> Batch:
@@ -28,12 +31,12 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     model = Decoder(ModelConfig(**ARGUMENTS)).init_weights(0)
-    losses: list[tuple[float, float]] = []
+    losses: list[tuple[float, float, dict[str, float]]] = []
     saved: list[int] = []
     half = ROWS // world_size
 
     def on_step(report) -> bool:
-        losses.append((report.loss, report.grad_norm))
+        losses.append((report.loss, report.grad_norm, report.extras))
         return rank == 1 and report.step == 4
 
     def save(step, write) -> None:
