@@ -4,6 +4,10 @@ Bits per byte, sum of -log2 p(token) over the UTF-8 bytes of the text, is compar
 model's stand two baselines on the very same documents: the unigram model (the training tokens' frequencies, add-one
 smoothed) and `gzip -9` of the text. Every part is a Ray task, so parts run side by side and each is small.
 
+Of a diffusion model `bpb` is an upper bound, and `bpb_bound_error` beside it the standard error of its estimate. Such a
+model sees how long a text is; so that the bound is one of the text itself, each document's length is paid for, in
+Elias's delta code (1975), a law over all lengths.
+
 A task's items come from a JSON-lines file or from `generated://…`:
   choice    {"messages" | "prompt", "choices": [...], "answer": index}: the likeliest continuation per byte is taken
   generate  {"messages" | "prompt", "answer", "verifier"}: greedy completion, scored by the verifier
@@ -22,6 +26,9 @@ from cluster.data import examples
 from cluster.data.parallel import unwrap
 from cluster.evaluate_tasks import sample, score_task
 from cluster.stage import Stage, Workspace
+from model.generate.unmasking import Unmasking
+
+BOUND_ERROR = "bpb_bound_error"  # present where bpb is a bound
 
 
 class TaskConfig(BaseModel):
@@ -46,6 +53,10 @@ class EvaluateConfig(BaseModel):
     questions: tuple[str, ...] = Field((), description="asked as a user's chat message")
     sample_tokens: int = Field(48, gt=0)
     temperature: float = Field(0.8, ge=0)
+    bound_samples: int = Field(
+        8, ge=2, multiple_of=2, description="of a diffusion model: ways of hiding each text's tokens, for its bound"
+    )
+    unmasking: Unmasking = Unmasking()  # of a diffusion model's answers and samples
     seed: int = 0
 
 
@@ -95,12 +106,17 @@ def run_evaluate(ws: Workspace) -> dict:
 def summarise(scores: list[dict]) -> dict[str, float]:
     """Bits per byte of each source and over all bytes, for the model and its two baselines."""
     metrics = {}
+    total = sum(s["bytes"] for s in scores)
     for name in ("bpb", "unigram_bpb", "gzip_bpb"):
         for score in scores:
             metrics[f"{name}/{score['source']}"] = score[name]
-        total = sum(s["bytes"] for s in scores)
         if total:
             metrics[name] = sum(s[name] * s["bytes"] for s in scores) / total
+    for score in scores:
+        if BOUND_ERROR in score:
+            metrics[f"{BOUND_ERROR}/{score['source']}"] = score[BOUND_ERROR]
+    if total and any(BOUND_ERROR in score for score in scores):
+        metrics[BOUND_ERROR] = math.hypot(*(s[BOUND_ERROR] * s["bytes"] for s in scores)) / total
     return metrics
 
 
@@ -112,29 +128,38 @@ def score_source(model: Any, tokens: Any, source: str, config: EvaluateConfig) -
     from cluster.data.rows import TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.checkpoint import load_model
+    from model.objectives.masked_diffusion import likelihood_bound
     from model.objectives.next_token import Batch, next_token
 
     torch.set_num_threads(1)
     decoder = load_model(model.path())
+    causal = decoder.config.causal
     tokenizer = Tokenizer(model.path())
-    rows = TokenRows(tokens.path(), config.seq_len or decoder.config.max_seq_len)
+    rows = TokenRows(tokens.path(), config.seq_len or decoder.config.max_seq_len, ahead=int(causal))
     counts = rows.unigram_counts(tokenizer.vocab_size).astype(np.float64) + 1.0
     unigram = np.log(counts / counts.sum())
-    nats = unigram_nats = 0.0
-    n_tokens = 0
+    nats = unigram_nats = variance = 0.0
+    n_tokens = n_rows = 0
     limit = int(config.validation_mb * 2**20)
     with torch.no_grad():
         for arrays in rows.validation(source, max_bytes=limit):
             batch = Batch(*(torch.from_numpy(a) for a in arrays))
-            nats += float(next_token(decoder, batch)[0])
+            if causal:
+                nats += float(next_token(decoder, batch)[0])
+            else:
+                numbers = n_rows + torch.arange(len(arrays.tokens))
+                bounds, variances = likelihood_bound(decoder, batch, numbers, config.bound_samples, config.seed)
+                nats, variance = nats + float(bounds.sum()), variance + float(variances.sum())
             targets = arrays.targets[arrays.targets >= 0]
             unigram_nats -= float(unigram[targets].sum())
-            n_tokens += len(targets)
-    documents = rows.validation_documents(source, max_bytes=limit)
+            n_tokens, n_rows = n_tokens + len(targets), n_rows + len(arrays.tokens)
+    documents = list(rows.validation_documents(source, max_bytes=limit))
+    if not causal:
+        nats += math.log(2) * sum(delta_bits(len(ids)) for ids in documents)
     text = b"".join(tokenizer.decode(ids.tolist()).encode() for ids in documents)
     n_bytes = len(text)
     bits = 1 / (math.log(2) * max(n_bytes, 1))
-    return {
+    score = {
         "source": source,
         "bytes": n_bytes,
         "tokens": n_tokens,
@@ -142,13 +167,21 @@ def score_source(model: Any, tokens: Any, source: str, config: EvaluateConfig) -
         "unigram_bpb": unigram_nats * bits,
         "gzip_bpb": 8 * len(gzip.compress(text, 9)) / max(n_bytes, 1),
     }
+    return score if causal else score | {BOUND_ERROR: math.sqrt(variance) * bits}
+
+
+def delta_bits(n: int) -> int:
+    """Bits of Elias's delta code of n >= 1; 2^-bits sums to 1 over all n."""
+    digits = n.bit_length()
+    return digits - 1 + 2 * digits.bit_length() - 1
 
 
 def bpb_figure(ws: Workspace, scores: list[dict]) -> None:
     names = [score["source"] for score in scores]
+    own = "model, at most" if any(BOUND_ERROR in score for score in scores) else "model"
     series = [
         {"name": label, "x": names, "y": [score[key] for score in scores]}
-        for key, label in (("bpb", "model"), ("gzip_bpb", "gzip -9"), ("unigram_bpb", "unigram"))
+        for key, label in (("bpb", own), ("gzip_bpb", "gzip -9"), ("unigram_bpb", "unigram"))
     ]
     spec = {"title": f"{ws.step}: bits per byte, held out", "x_label": "source", "y_label": "bits per byte"}
     ws.events.figure(f"{ws.step}_bits_per_byte", {**spec, "kind": "bar", "series": series})

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cluster.evaluate import EvaluateConfig, TaskConfig
 
 BATCH = 64
+CHOICE_SAMPLES = 32  # ways of hiding a choice's tokens; choices are short, and compared one by one
 
 
 def score_task(model: Artifact, task: TaskConfig, config: EvaluateConfig) -> dict[str, float]:
@@ -24,20 +25,24 @@ def score_task(model: Artifact, task: TaskConfig, config: EvaluateConfig) -> dic
     torch.set_num_threads(1)
     decoder, tokenizer = load_model(model.path()), Tokenizer(model.path())
     score = score_choices if task.kind == "choice" else score_answers
-    rights = score(decoder, tokenizer, task)
+    rights = score(decoder, tokenizer, task, config)
     accuracy = sum(rights) / len(rights)
     return {f"{task.name}/accuracy": accuracy, f"{task.name}/items": float(len(rights))}
 
 
-def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig) -> list[float]:
+def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
     """1 where the right choice has the highest log-probability per UTF-8 byte, for each item.
 
-    The normaliser is the choice's bytes, as in acc_norm of the usual harness, so tokenizers compare.
+    The normaliser is the choice's bytes, as in acc_norm of the usual harness, so tokenizers compare. Of a diffusion
+    model it is the bound of the choice's tokens after the prompt.
     """
     import torch
 
     from cluster.data.examples import prompt_ids, read_choices
     from model.objectives.logprobs import sequence_logprobs
+    from model.objectives.masked_diffusion import likelihood_bound
+    from model.objectives.next_token import IGNORE, Batch
+    from model.segments import pads_apart
 
     items = read_choices(task.data, task.limit)
     longest = decoder.config.max_seq_len
@@ -58,7 +63,13 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig) -> list[float]
             for row, (ids, begin) in enumerate(part):
                 tokens[row, : len(ids)] = torch.tensor(ids)
                 mask[row, begin : len(ids)] = True
-            totals += sequence_logprobs(decoder, tokens, mask).sum(1).tolist()
+            if decoder.config.causal:
+                totals += sequence_logprobs(decoder, tokens, mask).sum(1).tolist()
+                continue
+            positions = pads_apart(torch.tensor([len(ids) for ids, _ in part]), width)
+            batch = Batch(tokens, torch.where(mask, tokens, IGNORE), positions)
+            numbers = start + torch.arange(len(part))
+            totals += (-likelihood_bound(decoder, batch, numbers, CHOICE_SAMPLES, config.seed)[0]).tolist()
     rights, at = [], 0
     for item in items:
         per_byte = [
@@ -70,16 +81,16 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig) -> list[float]
     return rights
 
 
-def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig) -> list[float]:
+def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
     """The verifier's reward of each task's greedy answer; one that doesn't end has none."""
     from cluster.data.examples import prompt_ids, read_tasks
     from cluster.data.rewards import verify
-    from model.generate.engine import generate
+    from model.generate.by_kind import generate
 
     items = read_tasks(task.data, task.limit)
     prompts = [prompt_ids(tokenizer, item) for item in items]
     stops = [tokenizer.end_id, tokenizer.eos_id]
-    answers = generate(decoder, prompts, task.max_new_tokens, stop_ids=stops)
+    answers = generate(decoder, prompts, task.max_new_tokens, stop_ids=stops, unmasking=config.unmasking)
     return [
         verify(item, tokenizer.decode(answer.tokens[:-1])) if answer.finish == "stop" else 0.0
         for item, answer in zip(items, answers, strict=True)
@@ -97,8 +108,13 @@ def sample(model: Artifact, config: EvaluateConfig) -> list[dict[str, str]]:
     prompts = [*config.prompts, *asked]
     if not prompts:
         return []
-    texts = Generator(model.path(), device="cpu").generate(
-        prompts, max_new_tokens=config.sample_tokens, temperature=config.temperature, seed=config.seed
+    generator = Generator(model.path(), device="cpu")
+    texts = generator.generate(
+        prompts,
+        max_new_tokens=config.sample_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        unmasking=None if generator.model.config.causal else config.unmasking,
     )
     return [
         {"prompt": p if isinstance(p, str) else p[0]["content"], "completion": text}

@@ -3,18 +3,23 @@
 The base model's weights, the same training loop and the same rows of packed tokens as pretraining; only the batches
 differ: whole conversations, best-fit packed, positions restarting at each, targets masked outside the assistant's
 turns. With `replay` some rows of each batch are the pretraining's own text, so that the model doesn't forget it.
+Under masked diffusion only the assistants' tokens are ever hidden, and eos follow each conversation (CANVAS).
 Examples come from JSON-lines files ({"messages": [{"role", "content"}, …]}) or from `generated://…`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data import examples
 from cluster.fit import Worker, fit
 from cluster.stage import Stage, Workspace
-from cluster.train import export_model, progress, run_trainer
+from cluster.train import batch_for, export_model, numbers, progress, run_trainer, targets_ahead
 from model.train_config import TrainConfig
+
+CANVAS = 64  # tokens that an answer may leave unused of the length it is given, as far as is trained
 
 
 class InstructConfig(BaseModel):
@@ -46,28 +51,33 @@ def run_instruct(ws: Workspace) -> dict:
 
 def instruct_worker(worker: Worker, payload: dict) -> dict:
     import numpy as np
-    import torch
 
     from cluster.data.chat import ChatRows
-    from cluster.data.rows import TokenRows
+    from cluster.data.rows import RowBatch, TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.checkpoint import load_model
-    from model.trainer import Batch
 
     config: InstructConfig = payload["config"]
-    folder = payload["model"].path()
-    rows = ChatRows(examples.read_chat(config.data), Tokenizer(folder), config.train.seq_len, config.seed)
+    folder, model = payload["model"].path(), load_model(payload["model"].path())
+    ahead = targets_ahead(config.train)
+    tail = 0 if model.config.causal else CANVAS
+    chats = examples.read_chat(config.data)
+    rows = ChatRows(chats, Tokenizer(folder), config.train.seq_len, config.seed, ahead, tail)
 
     replayed = round(config.replay * config.train.batch_size)
-    text = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed)
+    fresh = config.train.batch_size - replayed
+    text = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, ahead=ahead)
 
-    def batches(step: int) -> Batch:
-        parts = [rows.batch(step, config.train.batch_size - replayed, worker.rank, worker.world_size)]
+    def batches(step: int) -> Any:
+        first = step * config.train.batch_size
+        parts, samples = [rows.batch(step, fresh, worker.rank, worker.world_size)], [*numbers(worker, first, fresh)]
         if replayed:
             parts.append(text.batch(step, replayed, worker.rank, worker.world_size))
-        return Batch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
+            samples += numbers(worker, first + fresh, replayed)
+        arrays = RowBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return batch_for(config.train, model.config, arrays, samples, config.seed)
 
-    summary = run_trainer(worker, load_model(folder), batches, config.train)
+    summary = run_trainer(worker, model, batches, config.train)
     counts = {"examples": rows.examples, "truncated": rows.truncated, "dropped": rows.dropped, "rows": len(rows)}
     return summary | counts
 

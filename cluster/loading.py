@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.mlflow_place import Place
+from model.generate.unmasking import ONE_BY_ONE, Unmasking
 
 FILES = ("model.safetensors", "config.json", "tokenizer.model", "tokenizer.json")
 INSIDE = "artifacts/model"  # where an MLflow model of ours keeps them
@@ -140,24 +141,27 @@ class Generator:
         top_p: float = 0.95,
         top_k: int = 0,
         seed: int | Sequence[int] = 0,
+        unmasking: Unmasking | None = None,
     ) -> list[str]:
         """Text for each prompt, in one batch: a string is completed as it is, messages are answered.
 
         Args:
             temperature: 0 takes the likeliest token each time.
             seed: one for each prompt, or one number s that gives prompt i the seed s + i.
+            unmasking: how a diffusion model fills in the text; None: one token a pass.
 
         Raises:
             ValueError: a number out of its range, or messages that the chat template doesn't allow.
         """
-        from model.generate.engine import generate
+        from model.generate.by_kind import generate
         from model.generate.sampling import Sampling
 
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         ids = [self.encode(p, max_new_tokens) for p in prompts]
-        done = generate(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed)
+        how = self._unmasking(unmasking)
+        done = generate(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed, how)
         return [self.tokenizer.decode(c.tokens) for c in done]
 
     def stream(
@@ -168,16 +172,18 @@ class Generator:
         top_p: float = 0.95,
         top_k: int = 0,
         seed: int = 0,
+        unmasking: Unmasking | None = None,
     ) -> Iterator[str]:
         """The text of one answer in pieces, as it is drawn; joined, it is what `generate` returns."""
-        from model.generate.engine import stream
+        from model.generate.by_kind import stream
         from model.generate.sampling import Sampling
 
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         tokens: list[int] = []
         shown = ""
         ids = self.encode(prompt, max_new_tokens)
-        for token in stream(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed):
+        how = self._unmasking(unmasking)
+        for token in stream(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed, how):
             tokens.append(token.id)
             text = self.tokenizer.decode(tokens)
             whole = text.rstrip(UNFINISHED)  # the last bytes may become a character with the next token
@@ -199,3 +205,13 @@ class Generator:
         limit = self.model.config.max_seq_len
         room = max(1, limit - min(max_new_tokens, limit // 2))
         return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]
+
+    def _unmasking(self, given: Unmasking | None) -> Unmasking:
+        if given is not None and self.model.config.causal:
+            raise ValueError("steps and block_length are for diffusion models; this one writes token after token.")
+        return given or ONE_BY_ONE
+
+
+def unmasking_of(steps: int = 0, block_length: int = 0) -> Unmasking | None:
+    """What a person's two numbers say; None for two zeros, which every model takes."""
+    return Unmasking(steps, block_length) if steps or block_length else None

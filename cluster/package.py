@@ -7,6 +7,7 @@ import math
 import shutil
 import struct
 import tempfile
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,54 @@ from typing import TYPE_CHECKING
 from cluster.loading import FILES
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
+    from cluster.registry import Registry, Version
+
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "mlflow")
+
+
+def register(
+    registry: Registry,
+    folder: Path,
+    name: str,
+    run_id: str,
+    tags: dict[str, str],
+    metrics: dict[str, float] | None = None,
+) -> Version:
+    """A run's logged model of the files in `folder`, then a version of the registered model that points to it."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    client = registry.client
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, model_type="tokenmill", tags=tags)
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "model"
+        save_package(folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location)
+        client.log_model_artifacts(logged.model_id, str(package))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    scores = (metrics or {}).items()
+    points = [Metric(k, v, now, 0, model_id=logged.model_id, run_id=run_id) for k, v in scores]
+    for start in range(0, len(points), 500):
+        client.log_batch(run_id, metrics=points[start : start + 500])
+    _create_registered(client, name)
+    # A database that is used directly looks a models:/ source up in the process's global MLflow, which is another.
+    source = f"models:/{logged.model_id}" if registry.place.is_server else logged.artifact_location
+    created = client.create_model_version(name, source, run_id, tags=tags, model_id=logged.model_id)
+    return registry.get(f"models:/{name}/{created.version}")
+
+
+def _create_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def save_package(
@@ -48,10 +94,16 @@ def save_package(
             mlflow_model=about,
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"model": str(chosen)},
-            pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PACKAGES],
+            pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in packages(folder)],
             signature=signature(),
             input_example={"prompt": "Once upon a time"},
         )
+
+
+def packages(folder: Path) -> tuple[str, ...]:
+    """What a model's folder needs to run, beside this package."""
+    info = json.loads((folder / "tokenizer.json").read_text())
+    return (*PACKAGES, "tokenizers") if info.get("library") == "tokenizers" else PACKAGES
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -86,6 +138,8 @@ def signature() -> ModelSignature:
                 ParamSpec("temperature", "double", 0.8),
                 ParamSpec("top_p", "double", 0.95),
                 ParamSpec("seed", "long", 0),
+                ParamSpec("steps", "long", 0),
+                ParamSpec("block_length", "long", 0),
             ]
         ),
     )

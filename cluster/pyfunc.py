@@ -19,6 +19,7 @@ import mlflow
 from mlflow.models import set_model
 
 OPTIONS = {"max_new_tokens": int, "temperature": float, "top_p": float, "seed": int}
+UNMASKING = ("steps", "block_length")  # of diffusion models; 0: the default
 
 
 def prompts_of(data: Any) -> list[Any]:
@@ -108,7 +109,11 @@ class TokenmillModel(mlflow.pyfunc.PythonModel):
 
 
 def _options(params: dict[str, Any] | None) -> dict[str, Any]:
-    return {k: OPTIONS[k](v) for k, v in (params or {}).items() if k in OPTIONS and v is not None}
+    from cluster.loading import unmasking_of
+
+    given = {k: v for k, v in (params or {}).items() if v is not None}
+    options = {k: OPTIONS[k](v) for k, v in given.items() if k in OPTIONS}
+    return options | {"unmasking": unmasking_of(**{k: int(given[k]) for k in UNMASKING if k in given})}
 
 
 set_model(TokenmillModel())

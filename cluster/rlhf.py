@@ -20,6 +20,7 @@ from cluster.data.parallel import text_hash
 from cluster.fit import Worker, fit
 from cluster.stage import Stage, Workspace
 from cluster.train import export_model, progress, run_trainer
+from model.config import ModelConfig
 from model.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -108,9 +109,13 @@ def rlhf_worker(worker: Worker, payload: dict) -> dict:
 
     config: RlhfConfig = payload["config"]
     folder = payload["model"].path()
+    model, reference = load_model(folder), load_model(folder)
+    problem = policy_problem(model.config)
+    if problem:
+        raise ValueError(f"[rlhf] {problem}")
     train, heldout = split(config)
     learner = (Pairs if config.method in PREFERENCE else Rollouts)(
-        config, load_model(folder), load_model(folder), Tokenizer(folder), worker, train, heldout
+        config, model, reference, Tokenizer(folder), worker, train, heldout
     )
     if worker.resume():
         before = worker.recall(0)
@@ -125,6 +130,16 @@ def rlhf_worker(worker: Worker, payload: dict) -> dict:
     summary |= {f"{name}_before": value for name, value in before.items()}
     summary |= {f"{name}_after": value for name, value in after.items()}
     return summary | {"train_items": len(train), "heldout_items": len(heldout)}
+
+
+def policy_problem(model: ModelConfig) -> str | None:
+    """Why a model can't be a policy here; None if it can."""
+    if model.causal:
+        return None
+    return (
+        "needs the probability of each sampled token, which a diffusion model (causal = false) only bounds: "
+        "leave [rlhf] out, or set model.causal = true."
+    )
 
 
 def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:

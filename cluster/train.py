@@ -11,8 +11,9 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +21,9 @@ from cluster.fit import EVENTS, Worker, fit
 from cluster.stage import Stage, Workspace
 from model.config import ModelConfig
 from model.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from cluster.data.rows import RowBatch
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -44,24 +48,66 @@ def run_pretrain(ws: Workspace) -> dict:
 
 
 def pretrain_worker(worker: Worker, payload: dict) -> dict:
-    import torch
-
     from cluster.data.rows import TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.decoder import Decoder
-    from model.trainer import Batch
 
     config: PretrainConfig = payload["config"]
     vocab_size = Tokenizer(payload["tokenizer"].path()).vocab_size
-    rows = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, config.weights or None)
-    model = Decoder(replace(config.model, vocab_size=vocab_size))
+    weights, ahead = config.weights or None, targets_ahead(config.train)
+    rows = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, weights, ahead)
+    model = Decoder(replace(config.model, vocab_size=0).with_vocabulary(vocab_size))
     model.init_weights(config.seed)
+    size = config.train.batch_size
 
-    def batches(step: int) -> Batch:
-        arrays = rows.batch(step, config.train.batch_size, worker.rank, worker.world_size)
-        return Batch(*(torch.from_numpy(a) for a in arrays))
+    def batches(step: int) -> Any:
+        arrays = rows.batch(step, size, worker.rank, worker.world_size)
+        return batch_for(config.train, model.config, arrays, numbers(worker, step * size, size), config.seed)
 
     return run_trainer(worker, model, batches, config.train)
+
+
+def objective_problem(train: TrainConfig, model: ModelConfig) -> str | None:
+    """Why a model can't be trained with this objective; None if it can."""
+    if train.objective == "masked_diffusion" and model.causal:
+        return "masked_diffusion fills in tokens from both sides: it needs model.causal = false."
+    if train.objective == "next_token" and not model.causal:
+        return (
+            "a model with causal = false sees the token that it would predict: "
+            'train it with objective = "masked_diffusion", or set model.causal = true.'
+        )
+    return None
+
+
+def targets_ahead(train: TrainConfig) -> int:
+    """How far targets are ahead of their tokens in the rows that an objective reads."""
+    return 0 if train.objective == "masked_diffusion" else 1
+
+
+def numbers(worker: Worker, first: int, count: int) -> range:
+    """Of the samples `first` to `first + count` of the run, those whose rows this rank reads."""
+    from cluster.data.order import rank_slice
+
+    return range(first, first + count)[rank_slice(count, worker.rank, worker.world_size)]
+
+
+def batch_for(train: TrainConfig, model: ModelConfig, arrays: RowBatch, samples: range | list[int], seed: int) -> Any:
+    """Rows as the objective reads them; under masked diffusion each has its sample's own noise, whoever trains on it.
+
+    Args:
+        samples: the number of each row among all samples of the run.
+    """
+    import torch
+
+    from model.trainer import Batch
+
+    batch = Batch(*(torch.from_numpy(a) for a in arrays))
+    if train.objective == "next_token":
+        return batch
+    from model.objectives.masked_diffusion import hide
+
+    assert model.mask_id is not None
+    return hide(batch, model.mask_id, torch.tensor(list(samples), dtype=torch.long), train.batch_size, seed)
 
 
 def run_trainer(
@@ -76,13 +122,21 @@ def run_trainer(
 
     Args:
         batches: this rank's part of the global batch of a step.
-        objective: (model, batch) -> (summed loss, valid count, extras); default: next token.
+        objective: (model, batch) -> (summed loss, valid count, extras); default: the one that `config` names.
         log: further values for a step's point on the curve.
     Returns:
         summary: steps, tokens, last loss, rates; `stopped` where the run was asked to stop.
     """
     from model import trainer
 
+    if objective is None:
+        problem = objective_problem(config, model.config)
+        if problem:
+            raise ValueError(problem)
+        if config.objective == "masked_diffusion":
+            from model.objectives.masked_diffusion import masked_diffusion
+
+            objective = partial(masked_diffusion, z_loss=config.z_loss)
     found = worker.resume()
     recent: list[Any] = []
 

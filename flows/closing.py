@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.show import duration, facts, size
+from flows.show import at_most, duration, facts, size
 
 if TYPE_CHECKING:
     from cluster.artifact import Artifact
@@ -86,10 +86,12 @@ def quality_table(run: Run) -> Table:
         cells = []
         for _, artifact, metric in columns:
             value = artifact.summary.get(f"{metric}/{source}" if source else metric) if artifact else None
-            cells.append(f"{value:.3f}" if isinstance(value, int | float) else "")
+            bound = at_most(artifact.summary) if artifact and metric == "bpb" else ""
+            cells.append(f"{bound}{value:.3f}" if isinstance(value, int | float) else "")
         if any(cells):
             table.add_row(source or "all", *cells)
-    other = sorted(k for k in scored.summary if not k.partition("/")[0].endswith("bpb"))
+    bits = ("bpb", "unigram_bpb", "gzip_bpb")
+    other = sorted(k for k in scored.summary if k.partition("/")[0] not in bits and "bpb_bound_error/" not in k)
     for metric in other:
         values = [a.summary.get(metric) if a else None for a in (before, after)]
         shown = [f"{v:.3f}" for v in values if isinstance(v, int | float)]

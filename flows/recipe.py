@@ -5,7 +5,7 @@ that reads it. `read_recipe` forbids what nobody reads and tells every problem a
 starts.
 
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
-    extends = "base.toml"    [model] [train]                              pretraining
+    extends = "base.toml"    [model] [train]                              pretraining; [model] preset = "10M"
     seed = 7                 [instruct] [rlhf]                            alignment; absent or false: left out
     store = "s3://b/p"       [evaluate] [release] [cluster] [tracking]
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from cluster.data.tokenizer import TokenizerConfig
 from cluster.evaluate import EvaluateConfig
 from cluster.instruct import InstructConfig
 from cluster.release import ReleaseConfig
-from cluster.rlhf import RlhfConfig
+from cluster.rlhf import RlhfConfig, policy_problem
 from cluster.session import ClusterConfig
 from cluster.tracking import TrackingConfig
+from cluster.train import objective_problem
 from flows.recipe_errors import Problem, RecipeError, nearest
+from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
 from model.config import ModelConfig
@@ -114,6 +117,7 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: every problem, with file and line, key, what was given and what is allowed.
     """
     layers = read_layers(name, overrides)
+    write_out(layers)
     recipe = validate(Recipe, layers)
     problems = list(cross_checks(recipe, layers))
     if problems:
@@ -158,12 +162,26 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             )
     if recipe.corpus.sources:
         wrong("corpus.sources", "sources are written as [[sources]], at the top level.")
-    if recipe.model.vocab_size not in (0, recipe.tokenizer.vocab_size):
+    needed = replace(recipe.model, vocab_size=0).with_vocabulary(recipe.tokenizer.vocab_size).vocab_size
+    if recipe.model.vocab_size not in (0, needed):
         wrong(
             "model.vocab_size",
             f"leave it out: the tokenizer sets it (tokenizer.vocab_size = {recipe.tokenizer.vocab_size}).",
             str(recipe.model.vocab_size),
         )
+    trainings = {"train": recipe.train} | ({"instruct.train": recipe.instruct.train} if recipe.instruct else {})
+    for key, train in trainings.items():
+        problem = objective_problem(train, recipe.model)
+        if problem:
+            wrong(f"{key}.objective", problem, f'"{train.objective}"')
+    if not recipe.model.causal and recipe.model.position == "none":
+        wrong("model.position", 'with causal = false nothing else tells the order: "rope" or "learned".', '"none"')
+    if recipe.rlhf:
+        problem = policy_problem(recipe.model)
+        if problem:
+            wrong("rlhf", problem)
+        if recipe.rlhf.train.objective != "next_token":
+            wrong("rlhf.train.objective", "leave it out: [rlhf] method says what is optimised.")
     if recipe.rlhf is not None and recipe.instruct is None:
         wrong(
             "rlhf",

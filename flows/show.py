@@ -85,10 +85,15 @@ def facts(artifact: Artifact) -> str:
         if s.get("resumed_from"):
             words.append(f"went on from step {s['resumed_from']}")
     elif artifact.kind == "evaluation" and "bpb" in s:
-        words.append(f"{s['bpb']:.3f} bits per byte")
+        words.append(f"{at_most(s)}{s['bpb']:.3f} bits per byte")
     elif artifact.kind == "release" and "version" in s:
         words.append(f"{s.get('name', '')} version {s['version']}")
     return ", ".join(words)
+
+
+def at_most(metrics: dict[str, Any]) -> str:
+    """What to write before an evaluation's bits per byte: "≤ " if they are a bound."""
+    return "≤ " if "bpb_bound_error" in metrics else ""
 
 
 def _total(value: Any) -> float:

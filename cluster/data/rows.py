@@ -198,9 +198,7 @@ def cut_row(tokens: np.ndarray, starts: np.ndarray, length: int, pad_id: int, ah
     return RowBatch(row, targets, np.arange(length) - np.maximum.accumulate(begin))
 
 
-def document_windows(
-    tokens: np.ndarray, length: int, ahead: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def document_windows(tokens: np.ndarray, length: int, ahead: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, targets) of at most `length` that score each token of a document after its first once."""
     wanted = np.concatenate([[IGNORE], tokens[1:]])
     for start in range(0, max(len(tokens) - ahead, 1), length):

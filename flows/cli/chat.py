@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.errors import quietly
-from flows.cli.generate import MODEL
+from flows.cli.generate import BLOCK_LENGTH, MODEL, STEPS
 
 HELP = "/exit ends, /reset begins anew, /help shows this."
 
@@ -19,12 +19,14 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens up to this mass.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed and messages give the same answers.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help=STEPS)] = 0,
+    block_length: Annotated[int, typer.Option(min=0, help=BLOCK_LENGTH)] = 0,
 ) -> None:
     """Chat with a model; answers appear as they are generated. /exit, Ctrl-D or Ctrl-C ends."""
     import sys
 
     with quietly() as console:
-        from cluster.loading import Generator
+        from cluster.loading import Generator, unmasking_of
 
         out = console.file
         generator = Generator.load(model)
@@ -55,6 +57,7 @@ def chat(
                     temperature=temperature,
                     top_p=top_p,
                     seed=seed + len(messages),
+                    unmasking=unmasking_of(steps, block_length),
                 ):
                     answer += piece
                     out.write(piece)

@@ -9,6 +9,8 @@ import typer
 from flows.cli.errors import quietly
 
 MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a model's folder."
+STEPS = "Of a diffusion model: forward passes for the whole text; 0: one for each token."
+BLOCK_LENGTH = "Of a diffusion model: tokens that are filled in before later ones; 0: all at once."
 
 
 def generate(
@@ -18,6 +20,8 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens up to this mass.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help=STEPS)] = 0,
+    block_length: Annotated[int, typer.Option(min=0, help=BLOCK_LENGTH)] = 0,
 ) -> None:
     """Complete a text with a model."""
     import sys
@@ -25,10 +29,15 @@ def generate(
     with quietly() as console:
         if prompt == "-":
             prompt = sys.stdin.read()
-        from cluster.loading import Generator
+        from cluster.loading import Generator, unmasking_of
 
         pieces = Generator.load(model).stream(
-            prompt, max_new_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+            prompt,
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            unmasking=unmasking_of(steps, block_length),
         )
         console.file.write(prompt)
         for piece in pieces:

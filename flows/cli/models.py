@@ -52,6 +52,7 @@ def versions_table(name: str, versions: list[Version], console: Any) -> None:
     from rich.markup import escape
 
     from flows.closing import plain_table, put
+    from flows.show import at_most
 
     known = {m for v in versions for m in v.metrics}
     metrics = [*sorted(known & {"bpb"}), *sorted(m for m in known if m.startswith("task/"))]
@@ -59,7 +60,8 @@ def versions_table(name: str, versions: list[Version], console: Any) -> None:
     for column in ("version", "aliases", "gate", *metrics, "made", "reason"):
         table.add_column(column, overflow="fold")
     for v in versions:
-        scores = [f"{v.metrics[m]:.3f}" if m in v.metrics else "" for m in metrics]
+        bound = {"bpb": at_most(v.metrics)}
+        scores = [f"{bound.get(m, '')}{v.metrics[m]:.3f}" if m in v.metrics else "" for m in metrics]
         aliases = " ".join(f"@{a}" for a in v.aliases)
         table.add_row(str(v.version), aliases, v.gate, *scores, when(v), escape(v.reason))
     put(table, console)

@@ -119,7 +119,7 @@ def _unmask(
 
         score_BN = torch.full(text_BN.shape, float("-inf"), dtype=torch.float64, device=device)
         score_BN[b_M, n_M] = score_M
-        best_BN = score_BN.argsort(1, descending=True, stable=True)
+        best_BN = score_BN.argsort(dim=1, descending=True, stable=True)
         rank_BN = torch.empty_like(best_BN).scatter_(1, best_BN, places_N.expand_as(best_BN))
         shown_M = rank_BN[b_M, n_M] < count_B[b_M]
         at = b_M[shown_M], n_M[shown_M]
@@ -127,13 +127,11 @@ def _unmask(
         sampled_BN[at] = law_MV.gather(1, drawn_M[:, None]).squeeze(1)[shown_M]
 
         final_B, stopped_B = _final(text_BN, length_B, stops, mask_id)
-        yield (
-            rows_B.tolist(),
-            [
-                Completion(*(x[i, :n].tolist() for x in (text_BN, logprob_BN, sampled_BN)), "stop" if stop else "length")
-                for i, (n, stop) in enumerate(zip(final_B.tolist(), stopped_B.tolist(), strict=True))
-            ],
-        )
+        finals = []
+        for i, (n, stopped) in enumerate(zip(final_B.tolist(), stopped_B.tolist(), strict=True)):
+            tokens, logprobs, sampled = (x[i, :n].tolist() for x in (text_BN, logprob_BN, sampled_BN))
+            finals.append(Completion(tokens, logprobs, sampled, "stop" if stopped else "length"))
+        yield rows_B.tolist(), finals
         keep = (~stopped_B & (final_B < length_B)).nonzero().squeeze(1)
         if not keep.numel():
             return
@@ -143,7 +141,7 @@ def _unmask(
 
 
 def _final(text_BN: Tensor, length_B: Tensor, stops: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """(how many of each text's tokens come before a hidden one, a first stop token included; whether it is the last)."""
+    """(how many of each text's tokens come before a hidden one, up to a first stop token; whether that is the last)."""
     places_N, N = torch.arange(text_BN.shape[1], device=text_BN.device), text_BN.shape[1]
     stop_BN = torch.isin(text_BN, stops)
     end_BN = torch.where(stop_BN, places_N + 1, N).minimum(length_B[:, None])

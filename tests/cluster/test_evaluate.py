@@ -12,7 +12,7 @@ from tiny_model import make_model
 
 from cluster.data.chat import render_prompt
 from cluster.data.tokenizer import Tokenizer
-from cluster.evaluate import TaskConfig, summarise
+from cluster.evaluate import EvaluateConfig, TaskConfig, delta_bits, summarise
 from cluster.evaluate_tasks import score_answers, score_choices
 from model.checkpoint import load_model
 
@@ -49,7 +49,27 @@ def test_choices_are_ranked_by_log_probability_per_byte(folder: Path, tmp_path: 
     items = [{"messages": messages, "choices": choices, "answer": answer} for answer in range(3)]
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     task = TaskConfig(name="t", kind="choice", data=str(path))
-    assert score_choices(model, tokenizer, task) == [float(answer == best) for answer in range(3)]
+    given = score_choices(model, tokenizer, task, EvaluateConfig())
+    assert given == [float(answer == best) for answer in range(3)]
+
+
+def test_choices_are_ranked_by_the_bound_if_the_model_fills_in(tmp_path: Path) -> None:
+    """A model of one law for all places: its bound is the sum over the choice's tokens, the prompt's left out."""
+    model, tokenizer = load_model(make_model(tmp_path, causal=False, norm="layernorm", bias=True)), Tokenizer(tmp_path)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.normal_(std=20.0, generator=torch.Generator().manual_seed(0))
+        logp = model.logits(model.norm.bias)[:-1].log_softmax(-1)
+    choices = ["five", "a dog that jumps over", "the mind", "first + second"]
+    for form in ({"prompt": "What is two plus three? "}, {"messages": [{"role": "user", "content": "Why?"}]}):
+        ends = [tokenizer.end_id] * ("messages" in form)
+        totals = [sum(float(logp[i]) for i in [*tokenizer.encode(choice), *ends]) for choice in choices]
+        rates = [total / len(choice.encode()) for total, choice in zip(totals, choices, strict=True)]
+        best = rates.index(max(rates))
+        path = tmp_path / "items.jsonl"
+        path.write_text("".join(json.dumps({**form, "choices": choices, "answer": a}) + "\n" for a in range(4)))
+        task = TaskConfig(name="t", kind="choice", data=str(path))
+        assert score_choices(model, tokenizer, task, EvaluateConfig()) == [float(a == best) for a in range(4)]
 
 
 def test_bits_per_byte_equal_a_plain_sum_over_each_document(folder: Path) -> None:
@@ -76,4 +96,20 @@ def test_bits_per_byte_equal_a_plain_sum_over_each_document(folder: Path) -> Non
 def test_an_answer_without_an_end_scores_nothing(folder: Path) -> None:
     model, tokenizer = load_model(folder), Tokenizer(folder)
     task = TaskConfig(name="t", kind="generate", data="generated://arithmetic?n=4&digits=1", max_new_tokens=2)
-    assert score_answers(model, tokenizer, task) == [0.0] * 4
+    assert score_answers(model, tokenizer, task, EvaluateConfig()) == [0.0] * 4
+
+
+def test_a_bound_has_a_standard_error_beside_it() -> None:
+    scores = [
+        {"source": "a", "bytes": 300, "bpb": 1.0, "unigram_bpb": 2.0, "gzip_bpb": 3.0, "bpb_bound_error": 0.04},
+        {"source": "b", "bytes": 100, "bpb": 2.0, "unigram_bpb": 4.0, "gzip_bpb": 3.0, "bpb_bound_error": 0.16},
+    ]
+    metrics = summarise(scores)
+    assert metrics["bpb_bound_error/b"] == 0.16
+    assert metrics["bpb_bound_error"] == pytest.approx(math.sqrt(12**2 + 16**2) / 400)
+
+
+def test_the_code_of_a_length_is_elias_delta_s() -> None:
+    assert [delta_bits(n) for n in (1, 2, 3, 4, 7, 8, 15, 16, 31, 32)] == [1, 4, 4, 5, 5, 8, 8, 9, 9, 10]
+    kraft = sum(2.0 ** -delta_bits(n) for n in range(1, 1 << 16))
+    assert 0.9 < kraft < 1

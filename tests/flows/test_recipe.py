@@ -291,12 +291,33 @@ def test_store_is_a_text_or_a_table(folder: Path) -> None:
         ("name=my model", "name", "letters, digits, dashes"),
         ("sources.0.weight=0", "sources.web.weight", "greater than 0"),
         ("train.schedule=cosin", "train.schedule", "cosine"),
+        ("train.objective=masked_diffusion", "train.objective", "it needs model.causal = false"),
     ],
 )
 def test_what_no_table_sees_alone_is_checked(folder: Path, override: str, key: str, words: str) -> None:
     with pytest.raises(RecipeError) as caught:
         real(REAL, override)
     assert f"{key}  (--set {override})" in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["train.objective=next_token"], "train.objective", 'train it with objective = "masked_diffusion"'),
+        (["model.causal=true"], "train.objective", "it needs model.causal = false"),
+        (['model.pattern=["mamba2"]'], "model", "mamba2, which only goes forward"),
+        (["model.position=none"], "model.position", "nothing else tells the order"),
+        (['instruct.data=["c.jsonl"]'], "instruct.train.objective", 'train it with objective = "masked_diffusion"'),
+        (['instruct.data=["c"]', 'rlhf.tasks=["t"]'], "rlhf", "leave [rlhf] out, or set model.causal = true"),
+        (["model.vocab_size=4096"], "model.vocab_size", "the tokenizer sets it"),
+    ],
+)
+def test_a_diffusion_recipe_that_can_t_work_says_why(folder: Path, overrides: list[str], key: str, words: str) -> None:
+    text = REAL + '[model]\ncausal = false\n[train]\nobjective = "masked_diffusion"\n'
+    assert real(text).train.objective == "masked_diffusion"
+    with pytest.raises(RecipeError) as caught:
+        real(text, *overrides)
+    assert f"{key}  (" in str(caught.value) and words in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda p: p.stem)

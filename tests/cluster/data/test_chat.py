@@ -92,6 +92,29 @@ def test_targets_are_the_next_ids_where_the_mask_is_one():
     tokens, targets = next_tokens([5, 6, 7, 8, 9], [0, 0, 1, 0, 1])
     assert tokens.tolist() == [5, 6, 7, 8]
     assert targets.tolist() == [IGNORE, 7, IGNORE, 9]
+    tokens, targets = next_tokens([5, 6, 7, 8, 9], [0, 0, 1, 0, 1], ahead=0)
+    assert tokens.tolist() == [5, 6, 7, 8, 9]
+    assert targets.tolist() == [IGNORE, IGNORE, 7, IGNORE, 9]
+
+
+def test_rows_to_fill_in_hold_whole_conversations_and_up_to_a_tail_of_eos(tokenizer):
+    examples = [example(f"What is {i} + {i}?", f"{2 * i}.") for i in range(50)]
+    rows = ChatRows(examples, tokenizer, 64, seed=1, ahead=0, tail=6)
+    tails = []
+    for tokens, targets, positions in zip(*rows.batch(0, len(rows)), strict=True):
+        starts = [*np.flatnonzero(positions == 0).tolist(), len(tokens)]
+        for start, stop in pairwise(starts):
+            if tokens[start] == tokenizer.pad_id:
+                continue
+            ids, wanted = tokens[start:stop].tolist(), targets[start:stop].tolist()
+            tail = ids.count(tokenizer.eos_id)
+            tails.append(tail)
+            assert ids[len(ids) - tail :] == [tokenizer.eos_id] * tail
+            conversation = ids[: len(ids) - tail]
+            ids_again, mask = render(tokenizer, parse(tokenizer, conversation))
+            assert ids_again == conversation
+            assert wanted == [i if m else IGNORE for i, m in zip(ids, [*mask, *[1] * tail], strict=True)]
+    assert len(tails) == 50 and set(tails) == set(range(7))
 
 
 @settings(deadline=None)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -26,9 +28,10 @@ def all_rows(rows, source):
     return [rows.row(source, n) for n in range(rows.rows[source])]
 
 
-def test_an_epoch_predicts_every_token_but_bos_exactly_once(packed):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_an_epoch_predicts_every_token_but_bos_exactly_once(packed, ahead):
     folder, _ = packed
-    rows = TokenRows(folder, T)
+    rows = TokenRows(folder, T, ahead=ahead)
     for source in rows.sources:
         targets = np.concatenate([row.targets[row.targets != IGNORE] for row in all_rows(rows, source)])
         expected = np.concatenate([d[1:] for d in documents_of(folder, source, "train")])
@@ -46,9 +49,20 @@ def test_no_target_crosses_from_one_document_to_the_next(packed):
             assert np.array_equal(row.targets[:-1][following], row.tokens[1:][following])
 
 
-def test_positions_restart_with_each_document_and_each_row(packed):
+def test_with_nothing_ahead_a_target_is_the_token_itself_and_all_else_is_the_same(packed):
     folder, tokenizer = packed
-    rows = TokenRows(folder, T)
+    rows, own = TokenRows(folder, T), TokenRows(folder, T, ahead=0)
+    for source in rows.sources:
+        for row, other in zip(all_rows(rows, source), all_rows(own, source), strict=True):
+            assert np.array_equal(row.tokens, other.tokens) and np.array_equal(row.positions, other.positions)
+            given = np.isin(other.tokens, [tokenizer.bos_id, tokenizer.pad_id])
+            assert np.array_equal(other.targets, np.where(given, IGNORE, other.tokens))
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_positions_restart_with_each_document_and_each_row(packed, ahead):
+    folder, tokenizer = packed
+    rows = TokenRows(folder, T, ahead=ahead)
     for source in rows.sources:
         for row in all_rows(rows, source):
             assert row.positions[0] == 0
@@ -118,11 +132,12 @@ def test_a_source_smaller_than_a_row_is_filled_up_without_targets(packed):
     assert row.positions[used] == 0
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 @pytest.mark.parametrize("max_bytes", [None, 1000])
 @pytest.mark.parametrize("length", [2, 32, 100_000])
-def test_validation_scores_every_held_out_token_but_bos_exactly_once(packed, length, max_bytes):
+def test_validation_scores_every_held_out_token_but_bos_exactly_once(packed, length, max_bytes, ahead):
     folder, tokenizer = packed
-    rows = TokenRows(folder, length)
+    rows = TokenRows(folder, length, ahead=ahead)
     for source in rows.sources:
         documents = list(rows.validation_documents(source, max_bytes))
         batches = list(rows.validation(source, batch_size=3, max_bytes=max_bytes))
@@ -150,6 +165,19 @@ def test_validation_rows_mark_where_documents_begin(packed):
         # a target is the next token of the row, or the document goes on in another row
         same = batch.targets[:, :-1] == batch.tokens[:, 1:]
         assert (same | ~inside | ~goes_on).all()
+
+
+def test_validation_rows_with_nothing_ahead_hold_whole_documents(packed):
+    folder, tokenizer = packed
+    rows = TokenRows(folder, 4096, ahead=0)
+    found = []
+    for batch in rows.validation("prose", batch_size=4):
+        for tokens, targets, positions in zip(*batch, strict=True):
+            starts = [*np.flatnonzero(positions == 0).tolist(), len(tokens)]
+            parts = [slice(a, b) for a, b in pairwise(starts) if tokens[a] != tokenizer.pad_id]
+            assert all(np.array_equal(tokens[p][1:], targets[p][1:]) for p in parts)
+            found += [tokens[p].tolist() for p in parts]
+    assert found == [d.tolist() for d in rows.validation_documents("prose")]
 
 
 def test_unigram_counts_count_the_training_targets(packed):

@@ -38,10 +38,10 @@ def naive(model, prompt, n, sampling, stops, seed):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_a_batch_equals_each_row_alone_without_a_cache(model, sampling):
-    given = generate(model, PROMPTS, 12, sampling, STOPS, seed=100, batch_size=3)
+def test_a_batch_equals_each_row_alone_without_a_cache(causal_model, sampling):
+    given = generate(causal_model, PROMPTS, 12, sampling, STOPS, seed=100, batch_size=3)
     for i, (prompt, completion) in enumerate(zip(PROMPTS, given, strict=True)):
-        tokens, logprobs, sampled = naive(model, prompt, 12, sampling, STOPS, 100 + i)
+        tokens, logprobs, sampled = naive(causal_model, prompt, 12, sampling, STOPS, 100 + i)
         assert completion.tokens == tokens
         assert completion.logprobs == pytest.approx(logprobs, abs=1e-3)
         assert completion.sampled_logprobs == pytest.approx(sampled, abs=1e-3)

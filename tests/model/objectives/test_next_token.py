@@ -8,12 +8,13 @@ from model.objectives import next_token as module
 from model.objectives.next_token import IGNORE, cross_entropy
 
 
-def dense(hidden, weight, targets, softcap, z_loss):
+def dense(hidden, weight, targets, softcap, z_loss, weights):
     logits = hidden @ weight.t()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return loss + z_loss * logits.logsumexp(-1)[targets != IGNORE].square().sum()
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    losses = losses + z_loss * logits.logsumexp(-1).square() * (targets != IGNORE)
+    return (losses if weights is None else losses * weights).sum()
 
 
 @pytest.fixture(params=[7, 1000], ids=["chunks of 7", "one chunk"], autouse=True)
@@ -24,15 +25,17 @@ def chunk(request, monkeypatch):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
-def test_loss_and_gradients_equal_the_dense_ones(softcap, z_loss, ignored):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradients_equal_the_dense_ones(softcap, z_loss, ignored, weighted):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 16, generator=generator, requires_grad=True)
     weight = torch.randn(51, 16, generator=generator, requires_grad=True)
     targets = torch.randint(0, 51, (40,), generator=generator)
     if ignored != "none":
         targets[:: 3 if ignored == "some" else 1] = IGNORE
-    loss, count = cross_entropy(hidden, weight, targets, softcap, z_loss)
-    expected = dense(hidden, weight, targets, softcap, z_loss)
+    weights = torch.rand(40, generator=generator) * 9 if weighted else None
+    loss, count = cross_entropy(hidden, weight, targets, softcap, z_loss, weights)
+    expected = dense(hidden, weight, targets, softcap, z_loss, weights)
     assert int(count) == int((targets != IGNORE).sum())
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     mine = torch.autograd.grad(3 * loss, (hidden, weight))
