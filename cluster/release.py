@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from cluster.artifact import Artifact
 from cluster.gate import GateMetric, Requirement, Verdict, judge
 from cluster.identity import how
 from cluster.mlflow_place import Place, answering, connect, experiment_id, locate
-from cluster.package import count_parameters, save_package
+from cluster.package import count_parameters, register
 from cluster.registry import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.stage import Stage, Workspace
 
@@ -106,32 +105,8 @@ def still_valid(artifact: Artifact, config: ReleaseConfig) -> bool:
 
 
 def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: dict[str, float]) -> Version:
-    """A run's logged model, then a version of the registered model that points to it."""
-    from mlflow.entities import LoggedModelOutput, Metric
-
-    config: ReleaseConfig = ws.config
     folder = ws.inputs["model"].path()
-    run_id = _run_id(ws, client)
-    experiment = client.get_run(run_id).info.experiment_id
-    tags = _tags(ws, folder, metrics)
-    logged = client.create_logged_model(
-        experiment, name=config.name, source_run_id=run_id, model_type="tokenmill", tags=tags
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        package = Path(scratch) / "model"
-        save_package(folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location)
-        client.log_model_artifacts(logged.model_id, str(package))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    points = [Metric(k, v, now, 0, model_id=logged.model_id, run_id=run_id) for k, v in metrics.items()]
-    for start in range(0, len(points), 500):
-        client.log_batch(run_id, metrics=points[start : start + 500])
-    _create_registered(client, config.name)
-    # A database that is used directly looks a models:/ source up in the process's global MLflow, which is another.
-    source = f"models:/{logged.model_id}" if registry.place.is_server else logged.artifact_location
-    created = client.create_model_version(config.name, source, run_id, tags=tags, model_id=logged.model_id)
-    return registry.get(f"models:/{config.name}/{created.version}")
+    return register(registry, folder, ws.config.name, _run_id(ws, client), _tags(ws, folder, metrics), metrics)
 
 
 def _run_id(ws: Workspace, client: MlflowClient) -> str:
@@ -176,16 +151,6 @@ def _is_registered(client: MlflowClient, name: str) -> bool:
             return False
         raise
     return True
-
-
-def _create_registered(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 # -- judging -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from flows.cli import chat, generate, models, run
+from flows.cli import chat, generate, interop, models, run
 
 app = typer.Typer(
     help="From raw text to an aligned, evaluated, registered language model.",
@@ -21,3 +21,5 @@ app.command("run")(run.run)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("models")(models.models)
+app.command("import")(interop.import_)
+app.command("export")(interop.export)

@@ -31,7 +31,6 @@ REFUSED = [
     ("Mamba2ForCausalLM", {"hidden_size": 4096, "time_step_limit": [0.0, 0.1]}, "time_step_limit"),
     ("Mamba2ForCausalLM", {"hidden_size": 4096, "rms_norm": False}, "rms_norm = False"),
     ("BambaForCausalLM", {"mamba_n_heads": 4, "mamba_proj_bias": True}, "mamba_proj_bias = True"),
-    ("BambaForCausalLM", {"mamba_n_heads": 4, "mamba_n_groups": 2}, "mamba_n_groups = 2.*spans all groups"),
     ("RecurrentGemmaForCausalLM", {"block_types": ["mamba"]}, r"block_types\[0\] = 'mamba'.*recurrent, attention"),
     ("BertForMaskedLM", {}, "'BertForMaskedLM' is not known. Known are LlamaForCausalLM, .*Mamba2ForCausalLM"),
 ]

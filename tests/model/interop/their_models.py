@@ -121,6 +121,7 @@ MODELS: dict[str, Callable[[], t.PreTrainedModel]] = {
             mamba_n_heads=4,
             mamba_d_head=16,
             mamba_d_state=8,
+            mamba_n_groups=2,
             mamba_chunk_size=8,
         )
     ),

@@ -1,0 +1,97 @@
+"""`tokenmill import DIR` and `tokenmill export MODEL DIR`: Hugging Face folders, and GGUF files, in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.errors import quietly
+from flows.cli.generate import MODEL
+
+if TYPE_CHECKING:
+    from model.interop.convert import Converted
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face model's folder, or a .gguf file.")],
+    name: Annotated[str | None, typer.Option(help="Register it as a new version of models:/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep it in this folder, which `generate` takes.")] = None,
+) -> None:
+    """Import a Hugging Face folder: config.json, safetensors and the tokenizer."""
+    import tempfile
+
+    with quietly() as console:
+        if name is None and out is None:
+            raise ValueError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
+        from cluster.interop import import_folder, register_folder
+
+        with tempfile.TemporaryDirectory() as scratch:
+            target = out or Path(scratch) / "model"
+            done, tokenizer = import_folder(folder, target)
+            uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
+        show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
+        if tokenizer is not None:
+            console.print(f'Next: tokenmill generate {uri or out} "Once upon a time"')
+
+
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or a .gguf file.")],
+    max_shard_size: Annotated[str, typer.Option(help="Of one file of weights, e.g. 500MB.")] = "5GB",
+    architecture: Annotated[
+        str | None, typer.Option(help="E.g. LlamaForCausalLM; default: the one that it came from, or that holds it.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of a .gguf file's matrices: f32, f16 or q8_0.")] = "f16",
+) -> None:
+    """Export a model as a folder that Hugging Face's Auto classes load, or as a GGUF file (Llama-shaped models)."""
+    with quietly() as console:
+        max_bytes = bytes_of(max_shard_size)
+        from cluster.loading import model_folder
+
+        if folder.suffix == ".gguf":
+            from cluster.gguf_file import export_gguf
+
+            size = export_gguf(model_folder(model), folder, precision)
+            console.print(f"Exported to {folder}: {size / 1e6:.1f} MB, {precision}")
+            return
+        from cluster.interop import export_folder
+
+        done = export_folder(model_folder(model), folder, architecture, max_bytes)
+        show(f"Exported to {folder}", done, {"weights": f"{done.files} file{'s' * (done.files > 1)}"}, console)
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 5GB or 500MB. Raises ValueError."""
+    number, unit = text[:-2].strip(), text[-2:].upper()
+    try:
+        size = int(float(number) * UNITS[unit])
+    except (KeyError, ValueError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"--max-shard-size {text!r}: write a number and KB, MB or GB, e.g. 5GB.")
+    return size
+
+
+def show(title: str, done: Converted, more: dict[str, str], console: Any) -> None:
+    from flows.closing import plain_table, put
+    from flows.show import count
+
+    same = done.dtype == "float32"
+    table = plain_table(title)
+    table.show_header = False
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    rows = {
+        "architecture": done.architecture,
+        "parameters": count(done.parameters),
+        "dtype": done.dtype if same else f"{done.dtype} in the file; computes in float32 here",
+        "context": f"{done.config.max_seq_len:,} tokens",
+        **more,
+    }
+    for key, text in rows.items():
+        table.add_row(key, text)
+    put(table, console)

@@ -1,0 +1,112 @@
+"""`tokenmill import` and `tokenmill export` as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flows.cli import app
+from model.checkpoint import load_config
+from model.interop.family import effective
+from tests.cluster.tiny_mlflow import sqlite_place
+from tests.cluster.tiny_model import TEXT, make_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def ok(*words: str) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def greedy(model: str) -> str:
+    return ok("generate", model, "The quick", "--max-tokens", "8", "--temperature", "0")
+
+
+def test_a_model_of_ours_goes_out_and_comes_back(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_model(folder / "ours")
+    said = ok("export", "ours", "theirs", "--max-shard-size", "20KB")
+    assert "LlamaForCausalLM" in said and "files" in said and "float32" in said and "64 tokens" in said
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("theirs"), AutoTokenizer.from_pretrained("theirs")
+    ids = tokenizer("The quick", return_tensors="pt")["input_ids"]
+    made = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert greedy("ours") == f"The quick{tokenizer.decode(made, skip_special_tokens=True)}\n"
+    assert sorted(model.generation_config.eos_token_id) == [3, 7]
+    assert "trained by tokenmill" in ok("import", "theirs", "--out", "again")
+    assert greedy("again") == greedy("ours")
+    assert effective(load_config("again")) == effective(load_config("ours"))
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (folder / "again" / name).read_bytes() == (folder / "ours" / name).read_bytes()
+
+
+def their_gpt2(folder: Path) -> Path:
+    """A folder with a byte-level tokenizer.json, as GPT-2's."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<|endoftext|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_an_imported_model_is_registered_and_asked(folder, monkeypatch):
+    sqlite_place(folder)
+    their_gpt2(folder / "gpt2")
+    said = ok("import", "gpt2", "--name", "small-gpt2", "--out", "ours")
+    assert "GPT2LMHeadModel" in said and "bfloat16 in the file" in said and "models:/small-gpt2/1" in said
+    assert greedy("models:/small-gpt2/1") == greedy("ours")
+    assert "small-gpt2" in ok("models")
+    assert "GPT2LMHeadModel" in ok("export", "models:/small-gpt2/1", "back")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    refused = call("generate", "ours", "The quick")
+    assert refused.exit_code == 1
+    assert "pip install 'tokenizers" in " ".join(refused.output.split())
+
+
+def test_what_cannot_be_done_is_said_in_one_paragraph(folder):
+    assert "--out PATH" in _refused("import", "nowhere")
+    assert "no config.json" in _refused("import", "nowhere", "--out", "x")
+    make_model(folder / "ours")
+    assert "already" in _refused("import", "ours", "--out", "x")
+    assert "GPT2LMHeadModel can't hold" in _refused("export", "ours", "x", "--architecture", "GPT2LMHeadModel")
+    assert "e.g. 5GB" in _refused("export", "ours", "x", "--max-shard-size", "5")
+    assert "ours is there already" in _refused("export", "ours", "ours")
+    assert "f32, f16, q8_0" in _refused("export", "ours", "x.gguf", "--precision", "q2")
+    (folder / "gemma").mkdir()
+    keys = {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2}
+    (folder / "gemma" / "config.json").write_text(json.dumps(keys))
+    assert "attn_logit_softcapping = 50.0" in _refused("import", "gemma", "--out", "x")
+    assert not (folder / "x").exists()
+    assert not list(folder.glob(".x-*"))
+
+
+def _refused(*words: str) -> str:
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
