@@ -3,7 +3,7 @@
 FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the
 gradient of the input and of the weight); recomputation under activation checkpointing is not model FLOPs and
 is not counted. Attention's scores are counted over the keys that a query really sees: (T + 1) / 2 on average
-under a causal mask.
+under a causal mask, else T.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import nn
 from model.config import ModelConfig
 from model.decoder import Block, Decoder
 from model.moe import MoE
+from model.objectives.next_token import IGNORE
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ def parameters(config: ModelConfig) -> Parameters:
 
 def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None) -> float:
     """FLOPs of one token of rows of `seq_len`; `span` overrides the mean number of keys a query sees
-    ((seq_len + 1) / 2, for rows of one document each)."""
-    span = (seq_len + 1) / 2 if span is None else span
+    ((seq_len + 1) / 2 or seq_len, for rows of one document each)."""
+    if span is None:
+        span = (seq_len + 1) / 2 if config.causal else seq_len
     model = meta_model(config)
     forward = 2.0 * parameters(config).matrices
     forward += sum(block.mixer.flops_per_token(span) for block in model.modules() if isinstance(block, Block))
@@ -56,20 +58,22 @@ def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, sp
 
 
 class StepFlops:
-    """FLOPs of a training step on a real batch: each query sees its position + 1 keys, and only valid targets
-    reach the head."""
+    """FLOPs of a training step on a real batch: each query sees its position + 1 keys, or all of its document's, and
+    only tokens with a target reach the head."""
 
     def __init__(self, config: ModelConfig) -> None:
+        self.both_ways = 1 if config.causal else 2
         self.mixers = [block.mixer for block in meta_model(config).modules() if isinstance(block, Block)]
         self.head = 2.0 * config.vocab_size * config.d_model
         self.matrices = 2.0 * parameters(config).matrices - self.head
 
     def __call__(self, batch: Any, n_valid: int) -> float:
-        """`batch` as an objective gets it, tokens first; its `positions_BT`, if it has any, give the
-        spans.
+        """`batch` as an objective gets it, tokens first; its `positions_BT` and `targets_BT`, if it has them, tell the
+        spans and the tokens with a target, else rows are one document each, and `n_valid` tokens have one.
         """
         tokens = batch[0].numel()
-        positions = getattr(batch, "positions_BT", None)
-        span = (batch[0].shape[-1] + 1) / 2 if positions is None else float(positions.float().mean()) + 1
-        mixing = sum(mixer.flops_per_token(span) for mixer in self.mixers)
-        return 3 * (tokens * (self.matrices + mixing) + n_valid * self.head)
+        positions, targets = getattr(batch, "positions_BT", None), getattr(batch, "targets_BT", None)
+        position = (batch[0].shape[-1] - 1) / 2 if positions is None else float(positions.float().mean())
+        predicted = n_valid if targets is None else int((targets != IGNORE).sum())
+        mixing = sum(mixer.flops_per_token(self.both_ways * position + 1) for mixer in self.mixers)
+        return 3 * (tokens * (self.matrices + mixing) + predicted * self.head)

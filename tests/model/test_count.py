@@ -1,13 +1,13 @@
 """Counters against tensors and torch's own FLOP counter."""
 
 import torch
-from small_models import SHAPES, lively, random_tokens
+from small_models import SHAPES, SMALL, lively, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.count import flops_per_token, parameters
+from model.count import StepFlops, flops_per_token, parameters
 from model.decoder import Decoder
-from model.objectives.next_token import Batch, next_token
+from model.objectives.next_token import IGNORE, Batch, next_token
 
 # torch's counter knows addmm but not its in-place form, nor the grouped product of a mixture of experts.
 UNKNOWN = {
@@ -59,3 +59,15 @@ def test_attention_flops_are_those_of_scores_and_values():
 def test_seventy_billion_parameters_are_counted_without_allocating():
     shape = ModelConfig(128_256, 8192, 80, 64, n_kv_heads=8, d_ff=28_672, tie_embeddings=False)
     assert parameters(shape).total == 70_553_706_496  # Llama 3 70B
+
+
+def test_a_step_that_looks_both_ways_counts_whole_documents_and_tokens_with_a_target():
+    config = ModelConfig(**SMALL, causal=False)
+    positions = torch.cat((torch.arange(5), torch.arange(27)))[None]
+    tokens, targets = random_tokens(1, 32), torch.full((1, 32), IGNORE)
+    targets[0, 3:10] = 1
+    seen = (5 * 5 + 27 * 27) / 32  # keys of a query, on average
+    head = 3 * 2 * config.vocab_size * config.d_model
+    expected = 32 * (flops_per_token(config, 32, span=seen) - head) + 7 * head
+    assert abs(StepFlops(config)(Batch(tokens, targets, positions), 31) / expected - 1) < 1e-6
+    assert flops_per_token(config, 32) == flops_per_token(config, 32, span=32)
