@@ -1,6 +1,6 @@
 """Does the learning rate transfer over width? A coordinate check and a sweep, with muP and without.
 
-    python -m tests.benchmarks.mup [--steps 120] [--optimizer adamw]
+    python -m tests.benchmarks.mup [--steps 100] [--widths 64 128 256] [--optimizer adamw]
 
 Coordinate check (Yang et al. 2022, arXiv 2203.03466, appendix D.1): the mean size of what each part of the model puts
 out, after 0 to 5 steps, at widths 64 to 512. If it grows with the width the learning rate can't transfer; the slope of
@@ -126,7 +126,7 @@ def print_sweep(data: Tensor, widths: Sequence[int], steps: int, optimizer: Opti
     best: dict[tuple[bool, int], int] = {}
     losses: dict[tuple[bool, int], list[float]] = {}
     print(f"\nheld-out nats per byte after {steps} steps of {ROWS} x {LENGTH} bytes, {optimizer}; * the best")
-    print(f"{'muP':>4} {'width':>6} " + "".join(f"{f'2^{int(math.log2(rate))}':>8} " for rate in rates))
+    print(f"{'muP':>4} {'width':>6} " + "".join(f"{f'2^{int(math.log2(rate))}':>8} " for rate in rates), flush=True)
     for mup in (False, True):
         for width in widths:
             if mup and width == widths[0]:
@@ -147,13 +147,14 @@ def print_sweep(data: Tensor, widths: Sequence[int], steps: int, optimizer: Opti
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100, help="of each training of the sweep")
+    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256), help="of the sweep, the base first")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = text()
     print_check(data, (64, 128, 256, 512), 2**-6, args.optimizer)
-    print_sweep(data, (64, 128, 256), args.steps, args.optimizer)
+    print_sweep(data, args.widths, args.steps, args.optimizer)
 
 
 if __name__ == "__main__":
