@@ -53,7 +53,7 @@ def value(config: ModelConfig, field: str) -> Any:
 
 @dataclass(frozen=True)
 class Key:
-    """One of their keys is one of our fields; null means the default. `older`: another name of the key."""
+    """One of their keys is one of our fields; null means the default. `older`: its name before, also written."""
 
     theirs: str
     ours: str
@@ -66,7 +66,7 @@ class Key:
         return {} if given is None else {self.ours: given}
 
     def write(self, config: ModelConfig) -> Theirs:
-        return {self.theirs: value(config, self.ours)}
+        return dict.fromkeys(filter(None, (self.theirs, self.older)), value(config, self.ours))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "generate", "chat", "models")
+COMMANDS = ("run", "generate", "chat", "models", "import", "export")
 
 
 @pytest.fixture
