@@ -32,7 +32,7 @@ class Window(Attention):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.window, self.global_tokens = config.window, config.global_tokens
-        self.block = self.window
+        self.block = -(-self.window // 2)  # a query meets 1.5 W keys; smaller blocks gained nothing (docs/lab.md)
         self.back = -(-(self.window - 1) // self.block)  # blocks that a window reaches into, beside its own
         self.ahead = 0 if config.causal else self.back
         if self.rope is not None and config.rope_theta_local is not None:
@@ -43,30 +43,23 @@ class Window(Attention):
         if self.window >= T:
             return super()._mix(q_BTHD, k_BTKD, v_BTKD, lengths_B)
         N = -(-T // C)
-        q = F.pad(q_BTHD, (0, 0, 0, 0, 0, N * C - T)).unflatten(1, (N, C))
-        edges = (0, 0, 0, 0, self.back * C, (N + self.ahead) * C - T)
-        near_k, near_v = (F.pad(x, edges).unfold(1, (self.back + 1 + self.ahead) * C, C) for x in (k_BTKD, v_BTKD))
-
-        def mix(start: int, stop: int, sizes_B: Tensor | None) -> Tensor:
-            """The queries of these blocks, which all have block `start`'s mask."""
-            k, v = (
-                torch.cat((x[:, None, :G].expand(-1, stop - start, -1, -1, -1), near), 2) if G else near
-                for x, near in (
-                    (k_BTKD, near_k[:, start:stop].movedim(-1, 2)),
-                    (v_BTKD, near_v[:, start:stop].movedim(-1, 2)),
-                )
-            )
-            q_k_v = (x.flatten(0, 1).transpose(1, 2) for x in (q[:, start:stop], k, v))
-            mixed = attend(*q_k_v, seen=self._seen(start, G, T, sizes_B, q.device), scale=self.scale)
-            return mixed.transpose(1, 2).reshape(-1, (stop - start) * C, *q.shape[3:])
-
         # Blocks whose windows touch no end of a document, and of which no window holds a global token, are alike.
         sizes_B = None if self.causal else lengths_B  # under a causal mask no token sees the pads, which come last
         shortest = T if sizes_B is None else int(sizes_B.min())
         low = min(N, max(self.back, -(-(self.window + G - 1) // C) if G else 0))
         high = max(low, min(N, N if self.causal else shortest // C - self.back))
         spans = [(b, b + 1) for b in range(low)] + [(low, high)] * (low < high) + [(b, b + 1) for b in range(high, N)]
-        mixed = torch.cat([mix(a, b, sizes_B if b - a == 1 else None) for a, b in spans], 1)[:, :T]
+        q = F.pad(q_BTHD, (0, 0, 0, 0, 0, N * C - T)).unflatten(1, (N, C))
+        k, v = (_Reach.apply(x, G, C, self.back, self.ahead, spans) for x in (k_BTKD, v_BTKD))
+        mixed = []
+        for (start, stop), q_BnCHD, k_NSKD, v_NSKD in zip(
+            spans, q.split([b - a for a, b in spans], 1), k, v, strict=True
+        ):
+            seen = self._seen(start, G, T, None if (start, stop) == (low, high) else sizes_B, q.device)
+            q_k_v = (x.transpose(1, 2) for x in (q_BnCHD.flatten(0, 1), k_NSKD, v_NSKD))
+            out_NHCD = attend(*q_k_v, seen=seen, scale=self.scale)
+            mixed.append(out_NHCD.transpose(1, 2).reshape(-1, (stop - start) * C, *q.shape[3:]))
+        mixed = torch.cat(mixed, 1)[:, :T]
         if self.causal or not G:
             return mixed
         first = super()._mix(q_BTHD[:, :G], k_BTKD, v_BTKD, lengths_B)
@@ -127,3 +120,37 @@ class Window(Attention):
         """Of the keys that a query sees, not of the others that its block meets."""
         reach = self.window if self.causal else 2 * self.window - 1
         return super().flops_per_token(min(span, reach + self.global_tokens))
+
+
+class _Reach(torch.autograd.Function):
+    """The keys, or values, that blocks of queries meet: (B, T, K, D) -> for each span (start, stop) of blocks,
+    (B * (stop - start), G + S, K, D): the first G, then those of the blocks that each reaches.
+
+    The reaches overlap: without global keys, and with one row, the result is a view. Its gradient is added up in place;
+    autograd's own would fill T tokens with zeros for each slice, which costs as much as a third of the attention.
+    """
+
+    @staticmethod
+    def forward(ctx, x_BTKD: Tensor, G: int, C: int, back: int, ahead: int, spans: list[tuple[int, int]]):
+        T, N = x_BTKD.shape[1], spans[-1][1]
+        ctx.shape, ctx.settings = x_BTKD.shape, (G, C, back, N + ahead, spans)
+        padded = F.pad(x_BTKD, (0, 0, 0, 0, back * C, (N + ahead) * C - T))
+        near_BNSKD = padded.unfold(1, (back + 1 + ahead) * C, C).movedim(-1, 2)
+        parts = [near_BNSKD[:, start:stop] for start, stop in spans]
+        if G:
+            parts = [torch.cat((x_BTKD[:, None, :G].expand(-1, x.shape[1], -1, -1, -1), x), 2) for x in parts]
+        return tuple(x.flatten(0, 1) for x in parts)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (B, T, *heads), (G, C, back, after, spans) = ctx.shape, ctx.settings
+        dx = grads[0].new_zeros(B, back + after, C, *heads)
+        first = grads[0].new_zeros(B, G, *heads)
+        for (start, stop), grad in zip(spans, grads, strict=True):
+            grad = grad.unflatten(0, (B, -1))
+            for i in range((grad.shape[2] - G) // C):
+                dx[:, start + i : stop + i] += grad[:, :, G + i * C : G + (i + 1) * C]
+            first += grad[:, :, :G].sum(1)
+        dx = dx.flatten(1, 2)[:, back * C : back * C + T]
+        dx[:, :G] += first
+        return dx, None, None, None, None, None

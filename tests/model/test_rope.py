@@ -1,13 +1,17 @@
 """Rotation and stretched frequencies, against the definition and `transformers`."""
 
 import cmath
+from dataclasses import replace
 
 import pytest
 import torch
+from small_models import SHAPES, lively, random_tokens
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from model.checkpoint import load_weights, save_model
 from model.config import ModelConfig
+from model.decoder import Decoder
 from model.part_configs import RopeScaling
 from model.rope import Rope, frequencies
 
@@ -110,6 +114,19 @@ def test_scores_depend_on_the_distance_alone():
 
     assert score(40, 33) == pytest.approx(score(4007, 4000), abs=1e-4)
     assert abs(score(40, 33) - score(40, 34)) > 1e-3
+
+
+def test_a_trained_model_s_weights_go_on_in_a_longer_context(tmp_path):
+    """All that changes is `rope_scaling` and `max_seq_len`; tokens four times as far apart look as they did before."""
+    trained = lively(SHAPES["llama"])
+    save_model(trained, tmp_path)
+    longer = Decoder(replace(trained.config, max_seq_len=256, rope_scaling=RopeScaling("linear", 4.0, 64)))
+    load_weights(longer, tmp_path)
+    tokens = random_tokens(1, 64)
+    assert not torch.allclose(longer(tokens)[0], trained(tokens)[0], atol=0.1)
+    for block in longer.blocks:
+        block.mixer.rope._tables[torch.device("cpu")] = block.mixer.rope.table(256, torch.device("cpu"))[::4]
+    torch.testing.assert_close(longer(tokens)[0], trained(tokens)[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
