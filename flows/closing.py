@@ -156,7 +156,7 @@ def where(run: Run, console: Console) -> None:
 def next_commands(run: Run) -> list[str]:
     """The three commands a person would type next."""
     release = artifact_of(run, "release")
-    model = next((a for a in map(run_artifact(run), ("rlhf", "instruct", "pretrain")) if a), None)
+    model = next((a for a in map(run_artifact(run), ("rlhf", "instruct", "extend", "pretrain")) if a), None)
     commands = []
     if release is not None:
         uri = release.summary.get("uri", "")

@@ -1,7 +1,7 @@
 """The line as a graph: a recipe becomes steps, each a stage with its config and the steps it reads.
 
-    corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
-                     └─────────────┘                   └─ evaluate-base ───┘
+    corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─ extend ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
+                     └─────────────┘                            └─ evaluate-base ───┘
 
 A new stage is one line here. Nothing in this file runs anything.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def graph(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, each after those it reads."""
-    from cluster import evaluate, instruct, release, rlhf, train
+    from cluster import evaluate, extend, instruct, release, rlhf, train
     from cluster.data import corpus, filter, pack, tokenizer
 
     line = Line()
@@ -35,6 +35,9 @@ def graph(recipe: Recipe) -> list[Step]:
     pieces = line.add("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
     tokens = line.add("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
     base = line.add("pretrain", train.PRETRAIN, pretraining, tokens=tokens, tokenizer=pieces)
+    if recipe.extend:
+        longer = seeded(recipe.extend, recipe).model_copy(update={"weights": recipe.extend.weights or weights})
+        base = line.add("extend", extend.EXTEND, longer, model=base, tokens=tokens)
     before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
     model, after = base, before
     if recipe.instruct:

@@ -128,7 +128,9 @@ def trainings(
     from model.count import flops_per_token
 
     config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
-    stages = {"pretrain": recipe.train} | ({"instruct": recipe.instruct.train} if recipe.instruct else {})
+    stages = {"pretrain": recipe.train}
+    stages |= {"extend": recipe.extend.train} if recipe.extend else {}
+    stages |= {"instruct": recipe.instruct.train} if recipe.instruct else {}
     found = []
     for name, train in stages.items():
         if name in names:

@@ -6,7 +6,8 @@ starts.
 
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
     extends = "base.toml"    [model] [train]                              pretraining; [model] preset = "10M"
-    seed = 7                 [instruct] [rlhf]                            alignment; absent or false: left out
+    seed = 7                 [extend]                                     a longer context; absent or false: left out
+                             [instruct] [rlhf]                            alignment; absent or false: left out
     store = "s3://b/p"       [evaluate] [release] [cluster] [tracking]
 """
 
@@ -26,6 +27,7 @@ from cluster.data.pack import PackConfig
 from cluster.data.sources import Source
 from cluster.data.tokenizer import TokenizerConfig
 from cluster.evaluate import EvaluateConfig
+from cluster.extend import ExtendConfig, extended
 from cluster.instruct import InstructConfig
 from cluster.release import ReleaseConfig
 from cluster.rlhf import RlhfConfig, policy_problem
@@ -74,6 +76,7 @@ class Recipe(BaseModel):
     pack: PackConfig = by_default(PackConfig)
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    extend: ExtendConfig | None = None
     instruct: InstructConfig | None = None
     rlhf: RlhfConfig | None = None
     evaluate: EvaluateConfig = by_default(EvaluateConfig)
@@ -94,7 +97,7 @@ class Recipe(BaseModel):
     def _store_url(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
 
-    @field_validator("instruct", "rlhf", "release", mode="before")
+    @field_validator("extend", "instruct", "rlhf", "release", mode="before")
     @classmethod
     def _left_out(cls, value: Any) -> Any:
         return None if value is False else value
@@ -147,8 +150,22 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         check_sources(recipe.filter, names)
     except ValueError as error:
         wrong("filter", str(error))
-    longest = recipe.model.max_seq_len
-    lengths = {"train.seq_len": recipe.train.seq_len, "evaluate.seq_len": recipe.evaluate.seq_len}
+    if recipe.train.seq_len > recipe.model.max_seq_len:
+        limit = recipe.model.max_seq_len
+        wrong(
+            "train.seq_len",
+            f"at most model.max_seq_len = {limit}: lower train.seq_len or raise model.max_seq_len.",
+            str(recipe.train.seq_len),
+        )
+    longest, where = recipe.model.max_seq_len, "model.max_seq_len"
+    lengths = {"evaluate.seq_len": recipe.evaluate.seq_len}
+    if recipe.extend:
+        longest, where = recipe.extend.max_seq_len, "extend.max_seq_len"
+        lengths["extend.train.seq_len"] = recipe.extend.train.seq_len
+        try:
+            extended(recipe.model, recipe.extend)
+        except ValueError as error:
+            wrong("extend", str(error))
     if recipe.instruct:
         lengths["instruct.train.seq_len"] = recipe.instruct.train.seq_len
     if recipe.rlhf:
@@ -157,7 +174,7 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         if length is not None and length > longest:
             wrong(
                 key,
-                f"at most model.max_seq_len = {longest}: lower {key} or raise model.max_seq_len.",
+                f"at most {where} = {longest}: lower {key} or raise {where}.",
                 str(length),
             )
     if recipe.corpus.sources:
@@ -169,7 +186,9 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             f"leave it out: the tokenizer sets it (tokenizer.vocab_size = {recipe.tokenizer.vocab_size}).",
             str(recipe.model.vocab_size),
         )
-    trainings = {"train": recipe.train} | ({"instruct.train": recipe.instruct.train} if recipe.instruct else {})
+    trainings = {"train": recipe.train}
+    trainings |= {"extend.train": recipe.extend.train} if recipe.extend else {}
+    trainings |= {"instruct.train": recipe.instruct.train} if recipe.instruct else {}
     for key, train in trainings.items():
         problem = objective_problem(train, recipe.model)
         if problem:

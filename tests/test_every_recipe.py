@@ -1,0 +1,68 @@
+"""Every recipe that ships trains, through the line's own stages, at a tiny size, and its loss falls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.artifact import Artifacts
+from cluster.session import ClusterConfig, Session
+from cluster.stage import run_step
+from flows.graph import graph, until
+from flows.recipe import read_recipe
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "flows" / "recipes").glob("*.toml"))
+TINY = [
+    'sources=[{name="prose",path="installed://prose?packages=stdlib&max_mb=0.3"}]',
+    "filter={}",
+    "tokenizer.vocab_size=512",
+    "model.d_model=64",
+    "train.steps=30",
+    "train.batch_size=8",
+    "train.seq_len=64",
+    "train.warmup_steps=3",
+]
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    """One Ray for all recipes; the trainings are in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        session = Session(ClusterConfig(workers=0)).ensure()
+        yield session
+        session.close()
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """One store for all recipes: what they have in common is made once."""
+    return Artifacts(tmp_path_factory.mktemp("recipes") / "store")
+
+
+def curve(artifact: Any) -> list[float]:
+    points = map(json.loads, artifact.read("events.jsonl").decode().splitlines())
+    return [point["values"]["loss"] for point in points if point["type"] == "metrics" and "loss" in point["values"]]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artifacts: Artifacts) -> None:
+    written = read_recipe(name)
+    tiny = [*TINY]
+    if written.extend:
+        tiny += ["extend.train.steps=4", "extend.train.batch_size=2"]
+    recipe = read_recipe(name, tiny)
+    assert recipe.name == written.name and recipe.model.pattern == written.model.pattern
+    for step in until(graph(recipe), "extend" if recipe.extend else "pretrain"):
+        artifact = run_step(step, artifacts, context={"session": session}).artifact
+        if step.name == "pretrain":
+            loss = curve(artifact)
+            assert len(loss) == 30
+            assert sum(loss[-5:]) / 5 < loss[0] - 0.3
+        elif step.name == "extend":
+            config = json.loads(artifact.read("config.json"))
+            assert config["max_seq_len"] == recipe.extend.max_seq_len and len(curve(artifact)) == 4  # type: ignore
