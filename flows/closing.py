@@ -89,7 +89,7 @@ def quality_table(run: Run) -> Table:
             cells.append(f"{value:.3f}" if isinstance(value, int | float) else "")
         if any(cells):
             table.add_row(source or "all", *cells)
-    other = sorted(k for k in scored.summary if not k.partition("/")[0].endswith("bpb"))
+    other = sorted(k for k in scored.summary if not k.partition("/")[0].endswith("bpb") and not k.endswith("/items"))
     for metric in other:
         values = [a.summary.get(metric) if a else None for a in (before, after)]
         shown = [f"{v:.3f}" for v in values if isinstance(v, int | float)]
