@@ -25,7 +25,7 @@ from typing import Any
 
 from cluster.stage import Stopped, Workspace
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 EVENTS = "events.jsonl"
 
 
@@ -197,7 +197,9 @@ def fit(
             "fingerprint": ws.fingerprint,
             "threads": max(1, int(cpus)),
         },
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
+        scaling_config=ScalingConfig(  # none: Ray Train's local mode, in this process
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} if workers else None
+        ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name=ws.fingerprint,
@@ -247,7 +249,7 @@ def fit(
         raise RuntimeError(f"{ws.step}: the training workers ended without a result.")
     if "stopped" in result:
         raise Stopped(f"{ws.step} stopped at step {result['stopped']}, with a checkpoint.")
-    result["devices"] = workers
+    result["devices"] = max(1, workers)
     result["device"] = "gpu" if use_gpu else "cpu"
     return result
 

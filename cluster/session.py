@@ -33,6 +33,9 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Of a Ray started here. Nobody scrapes its metrics, and gathering them costs every process some of a small machine;
+# and its workers are what the machine is for, so they don't yield to everything else (Ray would make them nice by 15).
+LOCAL = {"RAY_enable_metrics_collection": "false", "RAY_worker_niceness": "0"}
 
 
 class ClusterConfig(BaseModel):
@@ -42,7 +45,9 @@ class ClusterConfig(BaseModel):
 
     address: str | None = Field(None, description="a Ray cluster's address; default: RAY_ADDRESS, else a local Ray")
     workers: int | Literal["auto"] = Field(
-        "auto", description="data-parallel training workers; auto: one a GPU, or one for the machine's CPU"
+        "auto",
+        description="data-parallel training workers; auto: one a GPU, or one for the machine's CPU; "
+        "0: train in this process, to debug it or to spare a tiny run the workers' start",
     )
     cpus_per_worker: float | None = Field(None, gt=0, description="default: the cluster's CPUs over its workers")
     use_gpu: bool | Literal["auto"] = "auto"
@@ -92,7 +97,10 @@ class Session:
         return self.config.address or os.environ.get("RAY_ADDRESS") or None
 
     def workers(self) -> tuple[int, bool, float]:
-        """(training workers, whether each gets a GPU, CPUs for each), from what the cluster has now."""
+        """(training workers, whether each gets a GPU, CPUs for each), from what the cluster has now.
+
+        No worker means that this process trains.
+        """
         import ray
 
         self.ensure()
@@ -106,6 +114,10 @@ class Session:
             count = gpus if use_gpu else 1
         if use_gpu and count > gpus:
             raise ValueError(f"[cluster] workers = {count}, but the cluster has {gpus} GPUs: one worker needs one GPU.")
+        if count == 0:
+            return 0, use_gpu, self.config.cpus_per_worker or float(os.cpu_count() or 1)
+        if count < 0:
+            raise ValueError(f"[cluster] workers = {count}: give at least 1, 0 for this process, or \"auto\".")
         share = self.config.cpus_per_worker or min(max(cpus // count, 1.0), cpus / count)
         if share * count > cpus + 1e-6:
             raise ValueError(
@@ -116,7 +128,7 @@ class Session:
 
     def devices(self) -> int:
         """Devices a training occupies: GPUs, or CPU workers."""
-        return self.workers()[0]
+        return max(1, self.workers()[0])
 
     def close(self) -> None:
         """Stop the Ray that this session started; leave a cluster that it joined."""
@@ -149,6 +161,8 @@ class Session:
             ray.init(address=self.address or "auto", **options)
         else:
             _private_token()
+            for key, value in LOCAL.items():
+                os.environ.setdefault(key, value)
             import ray
 
             if ray.is_initialized():

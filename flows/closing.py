@@ -91,7 +91,11 @@ def quality_table(run: Run) -> Table:
         if any(cells):
             table.add_row(source or "all", *cells)
     bits = ("bpb", "unigram_bpb", "gzip_bpb")
-    other = sorted(k for k in scored.summary if k.partition("/")[0] not in bits and "bpb_bound_error/" not in k)
+    other = sorted(
+        k
+        for k in scored.summary
+        if k.partition("/")[0] not in bits and "bpb_bound_error/" not in k and not k.endswith("/items")
+    )
     for metric in other:
         values = [a.summary.get(metric) if a else None for a in (before, after)]
         shown = [f"{v:.3f}" for v in values if isinstance(v, int | float)]

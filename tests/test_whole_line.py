@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,5 +175,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, prefec
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "run" in output and "checkpoint" in output
+    stopped = re.search(r"stopped at step (\d+)", " ".join(output.split()))
+    assert stopped, output
     steps = [int(p.parent.name.removeprefix("step-")) for p in store.glob("work/*/checkpoints/*/manifest.json")]
-    assert max(steps) % 10 != 0 or len(steps) > 1
+    assert max(steps) == int(stopped.group(1)) < 4000
+    (events,) = store.glob(f"work/*/checkpoints/step-*{max(steps)}/events.jsonl")
+    assert json.loads(events.read_text().splitlines()[-1])["step"] == max(steps)

@@ -26,6 +26,7 @@ class Config(BaseModel):
     die_at: int = 0
     marker: str = ""
     refuse: bool = False
+    note_pid: bool = False
 
 
 def count(worker: Worker, payload: dict) -> dict:
@@ -33,6 +34,8 @@ def count(worker: Worker, payload: dict) -> dict:
     config: Config = payload["config"]
     if config.refuse:
         raise ValueError("the recipe asks for what can't be")
+    if config.note_pid:
+        Path(config.marker).write_text(str(os.getpid()))
     found = worker.resume()
     for step in range((found[0] if found else 0) + 1, config.steps + 1):
         total = worker.mean({"rank": (float(worker.rank), 1)})
@@ -64,9 +67,9 @@ def workers_get_this_file() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(module)
 
 
-def go(folder: Path, **config: Any) -> Any:
+def go(folder: Path, workers: int = 2, **config: Any) -> Any:
     step = Step(name="count", stage=COUNT, config=Config(**config), inputs={})
-    session = Session(ClusterConfig.model_validate({"workers": 2}))
+    session = Session(ClusterConfig.model_validate({"workers": workers}))
     return run_step(step, Artifacts(folder / "store"), context={"session": session}).artifact
 
 
@@ -120,3 +123,12 @@ def test_no_cluster_at_an_address_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         session.ensure()
     monkeypatch.setattr(session, "_start", lambda: None)
     assert session.ensure() is session  # the next call tries again
+
+
+def test_without_workers_this_process_trains_and_says_so(ray_local: Any, tmp_path: Path) -> None:
+    artifact = go(tmp_path, workers=0, marker=str(tmp_path / "pid"), note_pid=True)
+    assert curve(artifact) == [1, 2, 3, 4, 5, 6]
+    assert artifact.summary["devices"] == 1 and artifact.summary["seen"]["rank"] == 0.0
+    assert int((tmp_path / "pid").read_text()) == os.getpid()
+    with pytest.raises(ValueError, match="the recipe asks for what can't be"):
+        go(tmp_path, workers=0, refuse=True)

@@ -229,4 +229,4 @@ def test_memory_stays_flat_over_a_large_file(ray_local, tmp_path):
     made = run_corpus(tmp_path / "store", [source])
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert made.summary["documents"] == 120_000
-    assert grown < 60
+    assert grown < 100  # the text alone would be 120, as Python strings more
