@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from model.init import uniform_
 from model.segments import Segments
 
+BLOCK = 1 << 17  # inputs that are gone through at once on a CPU: 0.5 MB
+
 
 @dataclass
 class ConvState:
@@ -71,41 +73,66 @@ class CausalConv(nn.Module):
 
 
 class _ShiftedProducts(torch.autograd.Function):
-    """Autograd would keep a masked copy of x for each tap; here x alone is kept."""
+    """Autograd would keep a masked copy of x for each tap; here x alone is kept. All taps of a block of tokens come
+    before the next block, so that x is read from memory once, and nothing as large as x is made on the way."""
 
     @staticmethod
     def forward(ctx, x_BTC: Tensor, weight: Tensor, bias: Tensor | None, starts_BT: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_BTC, weight, starts_BT)
         ctx.has_bias = bias is not None
-        x, w_WC = x_BTC.float(), weight[:, 0].t().contiguous()
-        y = x * w_WC[-1] if bias is None else torch.addcmul(bias, x, w_WC[-1])
-        for j, crosses in _taps(x_BTC.shape[1], weight.shape[2], starts_BT):
-            y[:, j:].addcmul_(_without(x[:, :-j], crosses), w_WC[-1 - j])
-        return y.to(x_BTC.dtype)
+        w_WC, taps = weight[:, 0].t().contiguous(), _taps(x_BTC.shape[1], weight.shape[2], starts_BT)
+        y_BTC = torch.empty_like(x_BTC, memory_format=torch.contiguous_format)
+        for begin, end in _blocks(x_BTC, weight.shape[2]):
+            x = x_BTC[:, max(0, begin - len(taps)) : end].float()
+            before = x.shape[1] - (end - begin)  # inputs that earlier blocks had too
+            y = x[:, before:] * w_WC[-1] if bias is None else torch.addcmul(bias, x[:, before:], w_WC[-1])
+            for j, crosses in enumerate(taps, 1):
+                first = max(begin, j)
+                past = x[:, before + first - begin - j : x.shape[1] - j]
+                y[:, first - begin :].addcmul_(_without(past, crosses, first - j, end - j), w_WC[-1 - j])
+            y_BTC[:, begin:end] = y
+        return y_BTC
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         x_BTC, weight, starts_BT = ctx.saved_tensors
-        g, x, w_WC = grads[0].float(), x_BTC.float(), weight[:, 0].t().contiguous()
-        dx, dw_WC = g * w_WC[-1], torch.zeros_like(w_WC)
-        dw_WC[-1] = (g * x).sum((0, 1))
-        for j, crosses in _taps(x.shape[1], weight.shape[2], starts_BT):
-            dx[:, :-j].addcmul_(_without(g[:, j:], crosses), w_WC[-1 - j])
-            dw_WC[-1 - j] = (g[:, j:] * _without(x[:, :-j], crosses)).sum((0, 1))
-        return dx.to(x_BTC.dtype), dw_WC.t()[:, None], g.sum((0, 1)) if ctx.has_bias else None, None
+        w_WC, taps = weight[:, 0].t().contiguous(), _taps(x_BTC.shape[1], weight.shape[2], starts_BT)
+        dx_BTC = torch.empty_like(x_BTC, memory_format=torch.contiguous_format)
+        dw_WC, db_C = torch.zeros_like(w_WC), torch.zeros_like(w_WC[0])
+        for begin, end in _blocks(x_BTC, weight.shape[2]):
+            x, g = x_BTC[:, begin:end].float(), grads[0][:, begin : end + len(taps)].float()
+            now = g[:, : end - begin]
+            dx = now * w_WC[-1]
+            dw_WC[-1] += (now * x).sum((0, 1))
+            db_C += now.sum((0, 1))
+            for j, crosses in enumerate(taps, 1):
+                later = _without(g[:, j : j + end - begin], crosses, begin, end)
+                n = later.shape[1]
+                dx[:, :n].addcmul_(later, w_WC[-1 - j])
+                dw_WC[-1 - j] += (later * _without(x[:, :n], crosses, begin, end)).sum((0, 1))
+            dx_BTC[:, begin:end] = dx
+        return dx_BTC, dw_WC.t()[:, None], db_C if ctx.has_bias else None, None
 
 
-def _taps(length: int, width: int, starts_BT: Tensor | None):
-    """Each tap j = 1 … W - 1 that reaches a token, and (B, T - j, 1), for t = j … T - 1, where x_{t-j} is another
+def _taps(length: int, width: int, starts_BT: Tensor | None) -> list[Tensor | None]:
+    """For each tap j = 1 … W - 1 that reaches a token: (B, T - j, 1), for t = j … T - 1, True where x_{t-j} is another
     document's (None: nowhere)."""
-    crosses = None if starts_BT is None else torch.zeros_like(starts_BT)
+    if starts_BT is None:
+        return [None] * (min(width, length) - 1)
+    taps, crosses = [], torch.zeros_like(starts_BT)
     for j in range(1, min(width, length)):
-        if crosses is None or starts_BT is None:
-            yield j, None
-        else:
-            crosses = crosses[:, 1:] | starts_BT[:, 1 : length - j + 1]
-            yield j, crosses[..., None]
+        crosses = crosses[:, 1:] | starts_BT[:, 1 : length - j + 1]
+        taps.append(crosses[..., None])
+    return taps
 
 
-def _without(x: Tensor, crosses: Tensor | None) -> Tensor:
-    return x if crosses is None else x.masked_fill(crosses, 0)
+def _without(x_BTC: Tensor, crosses: Tensor | None, begin: int, end: int) -> Tensor:
+    """x of the tokens from `begin` to `end` that a tap reaches, 0 where it would cross."""
+    return x_BTC if crosses is None else x_BTC.masked_fill(crosses[:, begin:end], 0)
+
+
+def _blocks(x_BTC: Tensor, width: int) -> list[tuple[int, int]]:
+    """Tokens to go through at once: on a CPU, what its cache holds, though no fewer than there are taps."""
+    B, T, C = x_BTC.shape
+    size = max(width, BLOCK // (B * C)) if x_BTC.device.type == "cpu" else T
+    return [(begin, min(begin + size, T)) for begin in range(0, T, size)]

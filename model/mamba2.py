@@ -81,28 +81,33 @@ class Mamba2(nn.Module):
         xBC = F.silu(self.conv1d(xBC, segments, None if state is None else state.conv))
         dt_BTH = F.softplus(dt.float() + self.dt_bias)
         if state is None:
-            y = self._training(xBC, dt_BTH, segments)
+            y = self._train(xBC, dt_BTH, segments)
         else:
             if segments.real_BT is not None:
                 dt_BTH = dt_BTH * segments.real_BT[..., None]  # no time passes at a pad: it leaves h as it is
-            parts = self._parts(xBC, dt_BTH)
-            one = x_BTD.shape[1] == 1
-            y, state.h_BGNEP = _step(*parts, state.h_BGNEP) if one else ssd(*parts, self.chunk, state.h_BGNEP)
-            y = y.flatten(2)
-        x = xBC[..., :inner].unflatten(-1, (heads, self.head_dim))
-        y = torch.addcmul(y.view_as(x), x, self.D[:, None]).flatten(2).to(x.dtype)
+            y, state.h_BGNEP = self._scan(xBC, dt_BTH, state.h_BGNEP)
         return self.out_proj(self.norm(y * F.silu(z))), state
 
-    def _training(self, xBC: Tensor, dt_BTH: Tensor, segments: Segments) -> Tensor:
+    def _train(self, xBC: Tensor, dt_BTH: Tensor, segments: Segments) -> Tensor:
         kernel = fused_scan() if xBC.is_cuda else None
-        if kernel is not None:
-            x, B, C = self._split(xBC)
-            documents_BT = (segments.starts_BT.cumsum(1) - 1).int()
-            y = kernel(x, dt_BTH, -self.A_log.float().exp(), B, C, chunk_size=self.chunk, seq_idx=documents_BT)
-            return y.flatten(2)
-        return by_document(
-            lambda xBC, dt, _: ssd(*self._parts(xBC, dt), self.chunk)[0].flatten(2), segments, xBC, dt_BTH
-        )
+        if kernel is None:
+            return by_document(lambda xBC, dt_BTH, _: self._scan(xBC, dt_BTH)[0], segments, xBC, dt_BTH)
+        x, B, C = self._split(xBC)
+        documents_BT = (segments.starts_BT.cumsum(1) - 1).int()
+        A = -self.A_log.float().exp()
+        return kernel(x, dt_BTH, A, B, C, chunk_size=self.chunk, D=self.D, seq_idx=documents_BT).flatten(2)
+
+    def _scan(self, xBC: Tensor, dt_BTH: Tensor, h_BGNEP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y (B, T, H * P) of rows of one document that go on from h, and the last h in float32."""
+        x, B, C = self._split(xBC)
+        heads = (self.n_groups, -1)
+        dtx = (x * dt_BTH[..., None]).unflatten(2, heads)
+        dtA = (dt_BTH * -self.A_log.float().exp()).unflatten(2, heads)
+        if h_BGNEP is not None and x.shape[1] == 1:
+            y, h = _step(dtx, dtA, B, C, h_BGNEP)
+        else:
+            y, h = ssd(dtx, dtA, B, C, self.chunk, h_BGNEP)
+        return torch.addcmul(y.flatten(2, 3), x, self.D[:, None]).flatten(2).to(xBC.dtype), h
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, H, P), B and C (B, T, G, N)."""
@@ -110,13 +115,6 @@ class Mamba2(nn.Module):
         x, B, C = xBC.split((inner, shared, shared), -1)
         groups = (self.n_groups, self.d_state)
         return x.unflatten(-1, (-1, self.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
-
-    def _parts(self, xBC: Tensor, dt_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dt x (B, T, G, E, P) and dt A (B, T, G, E), float32; B and C (B, T, G, N)."""
-        x, B, C = self._split(xBC)
-        dA_BTH = dt_BTH * -self.A_log.float().exp()
-        dtx = x * dt_BTH[..., None]
-        return dtx.unflatten(2, (self.n_groups, -1)), dA_BTH.unflatten(2, (self.n_groups, -1)), B, C
 
     def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> Mamba2State:
         heads = (self.n_groups, self.d_state, self.n_heads // self.n_groups, self.head_dim)
@@ -165,7 +163,7 @@ def _step(x: Tensor, a: Tensor, B: Tensor, C: Tensor, h_BGNEP: Tensor) -> tuple[
     added = B[:, 0, :, :, None, None] * x[:, 0, :, None]
     h = torch.addcmul(added, h_BGNEP, a[:, 0, :, None, :, None].exp())
     y = C[:, 0, :, None].float() @ h.flatten(3)
-    return y.view_as(x), h
+    return y.view(x.shape), h
 
 
 @cache

@@ -39,6 +39,12 @@ def test_packed_rows_equal_torch_s_convolution_of_each_document(width, bias, pac
     check_packed_rows(Mixer(width, bias), naive, packing)
 
 
+@pytest.mark.parametrize("block", [4, 5, 31])
+def test_tokens_gone_through_in_blocks(block, monkeypatch):
+    monkeypatch.setattr("model.causal_conv.BLOCK", block * 3 * 32)
+    check_packed_rows(Mixer(4, True), naive, PACKINGS[0])
+
+
 @pytest.mark.parametrize("width", [4, 1])
 def test_generation_equals_the_whole_convolution(width):
     check_generation(Mixer(width, True), naive)

@@ -51,6 +51,13 @@ def test_packed_rows_equal_the_recurrence_of_each_document(config, packing):
     check_packed_rows(lively_mixer("mamba2", config), naive, packing)
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_chunks_gone_through_in_blocks(chunks, monkeypatch):
+    monkeypatch.setattr("model.ssd.BLOCK", chunks * 3 * 8)
+    check_packed_rows(lively_mixer("mamba2", SMALL), naive, PACKINGS[2])
+    check_generation(lively_mixer("mamba2", SMALL), naive)
+
+
 @pytest.mark.parametrize("config", [SMALL, GROUPS], ids=["one group", "four groups"])
 def test_generation_equals_the_recurrence(config):
     check_generation(lively_mixer("mamba2", config), naive)
