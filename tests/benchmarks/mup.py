@@ -122,7 +122,7 @@ def print_check(data: Tensor, widths: Sequence[int], lr: float, optimizer: Optim
 
 
 def print_sweep(data: Tensor, widths: Sequence[int], steps: int, optimizer: Optimizer) -> None:
-    rates = [2.0**-k for k in range(10, 2, -1)]
+    rates = [2.0**-k for k in range(11, 4, -1)]
     best: dict[tuple[bool, int], int] = {}
     losses: dict[tuple[bool, int], list[float]] = {}
     print(f"\nheld-out nats per byte after {steps} steps of {ROWS} x {LENGTH} bytes, {optimizer}; * the best")
