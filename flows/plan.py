@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 # Share of the matmul rate that a training step reaches: measured on 2 cores at widths 128 to 256 (0.40 to 0.58), and
 # the usual 0.35 to 0.45 of well-tuned training on GPUs.
 UTILISATION = {"cpu": 0.45, "cuda": 0.40}
-# The same of sampling, one token a row at a time: measured 0.22 and 0.42 at widths 128 and 256 with 128 rows on a CPU; a
-# guess on GPUs, where it is bound by memory.
+# The same of sampling, one token a row at a time: measured 0.22 and 0.42 at widths 128 and 256 with 128 rows on a CPU;
+# a guess on GPUs, where it is bound by memory.
 SAMPLING = {"cpu": 0.25, "cuda": 0.05}
 BYTES_PER_TOKEN, MARKS = 3.0, 6  # of a conversation's text, reckoned before there is a tokenizer; chat marks around it
 SAMPLED_ROWS = 256  # that the rollout decodes at once
