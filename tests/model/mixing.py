@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
 from model.mixers import mixer_class
@@ -95,3 +96,11 @@ def check_a_document_is_cut_off_from_another(mixer: Any) -> None:
         after, _ = mixer(x, segments)
         assert torch.equal(before[0, 11:], after[0, 11:]) and torch.equal(before[1], after[1])
         assert not torch.equal(before[0, :11], after[0, :11])
+
+
+def products_per_token(mixer: Any, length: int) -> float:
+    """FLOPs of the matrix products that a forward pass of one row really does, beyond its linear layers'."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mixer(random(1, length, 32), Segments.unbroken(1, length))
+    linear = sum(m.weight.numel() for m in mixer.modules() if isinstance(m, torch.nn.Linear))
+    return counter.get_total_flops() / length - 2 * linear

@@ -3,7 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mixing import PACKINGS, check_a_document_is_cut_off_from_another, check_generation, check_packed_rows, lively_mixer
+from mixing import (
+    PACKINGS,
+    check_a_document_is_cut_off_from_another,
+    check_generation,
+    check_packed_rows,
+    lively_mixer,
+    products_per_token,
+)
 
 from model.config import ModelConfig
 from model.h3 import H3
@@ -51,3 +58,15 @@ def test_no_state_crosses_a_document_s_start():
 def test_heads_that_don_t_fit_are_refused():
     with pytest.raises(ValueError, match=r"h3.head_dim = 5 does not divide d_model = 32"):
         H3(ModelConfig(97, 32, 1, 4, h3=H3Config(head_dim=5)), 0)
+
+
+@pytest.mark.parametrize("config", [ONE, HEADS], ids=["one channel", "heads of four"])
+def test_flops_are_the_products_it_does(config):
+    """L x L products are counted at the pairs that see each other, (L + 1) / 2 of L; the kernel, whatever T, is not."""
+    mixer = lively_mixer("h3", config)
+    (heads, states), chunk = mixer.diagonal.C.shape, mixer.diagonal.chunk
+    entries, T = heads * mixer.head_dim**2, 4 * chunk
+    unseen = 2 * entries * (chunk - (chunk + 1) / 2)
+    kernel = 2 * heads * states * chunk / T
+    counted = mixer.flops_per_token(1e9) - mixer.shift.flops_per_token - 3 * entries
+    assert products_per_token(mixer, T) == pytest.approx(counted + unseen + kernel)

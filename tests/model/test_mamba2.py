@@ -10,6 +10,7 @@ from mixing import (
     check_packed_rows,
     close,
     lively_mixer,
+    products_per_token,
     random,
 )
 from transformers import Mamba2Config as TheirConfig
@@ -128,3 +129,12 @@ def test_initial_decays_are_the_paper_s():
 def test_heads_that_don_t_fit_are_refused(part, message):
     with pytest.raises(ValueError, match=message):
         Mamba2(ModelConfig(97, 32, 1, 4, mamba2=Mamba2Config(**part)), 0)
+
+
+@pytest.mark.parametrize("config", [SMALL, GROUPS], ids=["one group", "four groups"])
+def test_flops_are_the_products_it_does(config):
+    """L x L products are counted at the pairs that see each other, (L + 1) / 2 of L."""
+    mixer = lively_mixer("mamba2", config)
+    unseen = 2 * (mixer.chunk - (mixer.chunk + 1) / 2) * (mixer.sizes[0] + mixer.sizes[2])
+    counted = mixer.flops_per_token(1e9) - mixer.conv1d.flops_per_token
+    assert products_per_token(mixer, 4 * mixer.chunk) == counted + unseen

@@ -10,6 +10,7 @@ from mixing import (
     check_packed_rows,
     close,
     lively_mixer,
+    products_per_token,
     random,
 )
 from transformers import RecurrentGemmaConfig
@@ -99,3 +100,10 @@ def test_initial_decays_are_the_paper_s():
 def test_blocks_that_don_t_fit_are_refused():
     with pytest.raises(ValueError, match=r"4 blocks .* don't divide its 30 channels"):
         RecurrentBlock(ModelConfig(97, 32, 1, 4, rg_lru=RgLruConfig(width=30)), 0)
+
+
+@pytest.mark.parametrize("config", [SMALL, WIDE], ids=["small", "wide"])
+def test_flops_are_the_products_it_does(config):
+    mixer = lively_mixer("rg_lru", config)
+    elementwise = mixer.conv_1d.flops_per_token + 2 * mixer.linear_x.out_features
+    assert products_per_token(mixer, 16) == mixer.flops_per_token(1e9) - elementwise
