@@ -76,7 +76,7 @@ class Tokenizer:
         self.special: dict[str, int] = dict(info["special"])
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
         self.adds_bos: bool = info.get("adds_bos", True)
-        self.end_id: int = self.special[END] if END in self.special else self.eos_id
+        self.end_id: int = {END: self.eos_id, **self.special}[END]
         # Where generation ends. An imported model may end its turns at tokens of its own.
         self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
         self._names = {

@@ -78,13 +78,14 @@ class Family:
 def effective(config: ModelConfig) -> dict[str, Any]:
     """All that has an effect in a model of this config, with what follows from other fields filled in."""
     mixers, feed_forwards = set(config.layer_mixers), set(config.layer_feed_forwards)
-    plain = ("vocab_size", "d_model", "n_layers", "norm", "norm_eps", "norm_position", "position", "max_seq_len")
-    found = {name: getattr(config, name) for name in (*plain, "tie_embeddings", "embedding_scale", "causal")}
+    attends = bool(mixers & {"attention", "window", "linear_attention", "h3"})
+    plain = ("vocab_size", "d_model", "n_layers", "norm", "norm_eps", "norm_position", "max_seq_len", "tie_embeddings")
+    found = {name: getattr(config, name) for name in (*plain, "embedding_scale", "causal", "logit_softcap")}
     found |= {"pattern": config.layer_mixers, "ff_pattern": config.layer_feed_forwards}
-    found |= {"logit_softcap": config.logit_softcap}
+    found["position"] = config.position if attends or config.position == "learned" else "none"
     if config.norm == "layernorm":
         found["bias"] = config.bias
-    if mixers & {"attention", "window", "linear_attention", "h3"}:
+    if attends:
         names = ("n_heads", "n_kv_heads", "d_head", "qkv_bias", "out_bias", "qk_norm")
         found |= {name: value(config, name) for name in names}
         found["attention_scale"] = mup.attention_scale(config)

@@ -138,6 +138,7 @@ OURS = [
     (replace(SMALL, rope_scaling=RopeScaling("ntk", 4.0)), "LlamaForCausalLM"),
     (replace(SMALL, pattern=("short_conv", "attention"), qk_norm=True), "Lfm2ForCausalLM"),
     (replace(SMALL, pattern=("mamba2", "attention"), rope_fraction=0.5), "BambaForCausalLM"),
+    (replace(SMALL, pattern=("mamba2",), ff_pattern=("none",)), "Mamba2ForCausalLM"),
 ]
 
 
