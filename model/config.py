@@ -142,6 +142,11 @@ class ModelConfig:
                 f"causal = false needs mixers that can look both ways, {' and '.join(TWO_WAY)}: "
                 f"pattern has {', '.join(one_way)}, which only goes forward"
             )
+        if "moe" in self.ff_pattern and (self.d_model % 8 or self.expert_width % 8):
+            raise ValueError(
+                f"d_model = {self.d_model} and the experts' width = {self.expert_width} must be multiples of 8: in "
+                "torch's grouped product rows are whole 16 bytes (moe.d_ff, or it follows from d_ff and ff_multiple_of)"
+            )
         if not 0 < self.rope_fraction <= 1:
             raise ValueError(f"rope_fraction = {self.rope_fraction} must be greater than 0 and at most 1")
         if self.position == "rope" and self.rope_dim % 2:

@@ -49,11 +49,6 @@ class MoE(nn.Module):
         self.kind, self.top_k, self.normalise = config.feed_forward, moe.top_k, moe.normalise
         self.n_experts = E = moe.n_experts
         D, width = config.d_model, config.expert_width
-        if D % 8 or width % 8:
-            raise ValueError(
-                f"d_model = {D} and the experts' width = {width} must be multiples of 8: torch's grouped product "
-                "wants rows of whole 16 bytes (the width is moe.d_ff, or follows from d_ff and ff_multiple_of)"
-            )
         self.router = nn.Linear(D, E, bias=False)
         self.balance = Balance(moe)
         self.gate = nn.Parameter(torch.empty(E, width, D)) if config.gated else None

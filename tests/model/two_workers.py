@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from model.config import ModelConfig
-from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.objectives.next_token import IGNORE
+from model.train_config import TrainConfig
 from model.trainer import Batch, train
 
 ROWS = 4
