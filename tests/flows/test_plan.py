@@ -25,7 +25,7 @@ def cost(**given: Any) -> plan.Training:
     usual = {"tasks": TASKS, "heldout_items": 2, "group_size": 4, "max_new_tokens": 10, "train": TRAIN}
     rlhf = RlhfConfig(**usual | given)
     recipe: Any = SimpleNamespace(
-        model=MODEL, tokenizer=SimpleNamespace(vocab_size=300), train=TRAIN, instruct=None, rlhf=rlhf
+        model=MODEL, tokenizer=SimpleNamespace(vocab_size=300), train=TRAIN, extend=None, instruct=None, rlhf=rlhf
     )
     (found,) = plan.trainings(recipe, ["rlhf"], 1e9, "cpu")
     return found

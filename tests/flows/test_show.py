@@ -304,7 +304,7 @@ def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate
     train = TrainConfig(steps=10, batch_size=4, seq_len=64)
     recipe: Any = SimpleNamespace(
         model=ModelConfig(d_model=32, n_layers=1, max_seq_len=64), tokenizer=SimpleNamespace(vocab_size=300),
-        train=train, instruct=None, rlhf=None,
+        train=train, extend=None, instruct=None, rlhf=None,
     )  # fmt: skip
     (cost,) = plan.trainings(recipe, ["pretrain"], 1e9, "cpu")
     assert cost.tokens == 2560 and cost.memory > 0
