@@ -1,7 +1,7 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-fast lint format bench-train bench-mup lock clean
+.PHONY: demo test test-fast lint format bench-train bench-model bench-mup lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -25,6 +25,9 @@ format: .venv/.installed-dev
 bench-train: .venv/.installed     ## tokens/s inside a Ray Train worker against the same model in a bare torch loop
 	$(BIN)/python -m tests.benchmarks.train
 
+bench-model: .venv/.installed-dev .bench/.installed   ## what the model's parts cost, against transformers, litgpt and the machine
+	PYTHONPATH=.bench $(BIN)/python -m tests.benchmarks.model
+
 bench-mup: .venv/.installed       ## muP: a coordinate check over widths, and a sweep of learning rates at three of them
 	$(BIN)/python -m tests.benchmarks.mup
 
@@ -44,6 +47,11 @@ lock: .venv/.installed-dev        ## rewrite constraints.txt from what is instal
 
 .venv-s3/.installed: infra/s3/install.sh infra/s3/requirements.txt
 	PYTHON=$(PYTHON) bash infra/s3/install.sh
+	touch $@
+
+.bench/.installed:
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .bench \
+		litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0 jsonargparse==4.53.0
 	touch $@
 
 clean:                            ## what runs leave in this folder: store, tracking, logs

@@ -28,6 +28,10 @@ from cluster.stage import Stopped, Workspace
 POLL_SECONDS = 0.5
 EVENTS = "events.jsonl"
 
+# glibc maps what is larger than 32 MB afresh each time, and touching new pages costs more than most elementwise work on
+# them; training frees and asks for the same sizes at every step. One arena, for a thread's own ends at 64 MB.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
+
 
 class Board:
     """What rank 0 tells the driver, and the driver's wish to stop. A Ray actor, so any node reaches it."""
@@ -206,6 +210,7 @@ def fit(
             storage_path=str(scratch),  # holds no checkpoint: those go to our store
             failure_config=FailureConfig(max_failures=session.config.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": ALLOCATOR},
         ),
     )
     failure: list[BaseException] = []

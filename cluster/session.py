@@ -117,7 +117,7 @@ class Session:
         if count == 0:
             return 0, use_gpu, self.config.cpus_per_worker or float(os.cpu_count() or 1)
         if count < 0:
-            raise ValueError(f"[cluster] workers = {count}: give at least 1, 0 for this process, or \"auto\".")
+            raise ValueError(f'[cluster] workers = {count}: give at least 1, 0 for this process, or "auto".')
         share = self.config.cpus_per_worker or min(max(cpus // count, 1.0), cpus / count)
         if share * count > cpus + 1e-6:
             raise ValueError(

@@ -30,9 +30,9 @@ from cluster.session import ClusterConfig, Session
 from cluster.stage import Step, run_step
 from cluster.train import PRETRAIN, PretrainConfig
 from model.config import ModelConfig
-from model.train_config import TrainConfig
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token
+from model.train_config import TrainConfig
 
 MODEL = ModelConfig(d_model=192, n_layers=4, n_heads=6, max_seq_len=256, qk_norm=True)
 

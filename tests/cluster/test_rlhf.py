@@ -18,8 +18,8 @@ from cluster.preferences import Pairs
 from cluster.rlhf import RlhfConfig, asked, split
 from cluster.rollout import Rollouts
 from model.checkpoint import load_model
-from model.train_config import TrainConfig
 from model.objectives.logprobs import sequence_logprobs
+from model.train_config import TrainConfig
 
 TASKS = "generated://arithmetic?n=80&digits=1"
 

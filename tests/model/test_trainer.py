@@ -11,11 +11,11 @@ from two_workers import ARGUMENTS, ROWS, global_batch, run_rank
 
 from model.checkpoint import load_model
 from model.config import ModelConfig
-from model.train_config import TrainConfig
 from model.count import StepFlops, flops_per_token
 from model.decoder import Decoder
 from model.objectives.next_token import IGNORE, next_token
 from model.segments import Segments
+from model.train_config import TrainConfig
 from model.trainer import Batch, StepReport, read_state, train
 
 CONFIG = TrainConfig(steps=6, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0)
