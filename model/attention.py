@@ -5,14 +5,15 @@
 Shapes: B rows, T tokens, D head size, H heads of queries, K heads of keys and values, S keys.
 
 Packed documents never see each other and no T x T mask exists: `by_document` regroups the tokens by
-document, each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU).
+document, each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU); `varlen` is one kernel
+for all documents, on CUDA.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import mup
+from model import mup, varlen
 from model.config import ModelConfig
 from model.init import linear_
 from model.norm import rms_norm
@@ -24,6 +25,8 @@ from model.state import KVCache
 
 class Attention(nn.Module):
     """Other patterns of who sees whom, `window`, replace `_mix`, `_continue`, `_remember` and `new_state`."""
+
+    sees_all = True  # of its document, or what came before in it
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -43,7 +46,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, segments: Segments, state: KVCache | None = None) -> tuple[Tensor, KVCache | None]:
         qkv = self.qkv(x_BTD)
-        mixed = by_document(self._documents, segments, qkv) if state is None else self._cached(qkv, segments, state)
+        if state is not None:
+            mixed = self._cached(qkv, segments, state)
+        elif self.sees_all and varlen.usable(qkv, segments):
+            q, k, v = self._heads(qkv, segments)
+            mixed = varlen.attend_documents(q, k, v, segments, causal=self.causal, scale=self.scale).flatten(2)
+        else:
+            mixed = by_document(self._documents, segments, qkv)
         return self.out(mixed), state
 
     def _documents(self, qkv_BTE: Tensor, lengths_B: Tensor | None) -> Tensor:

@@ -91,6 +91,12 @@ class Segments:
         return starts
 
     @cached_property
+    def bounds_N(self) -> Tensor:
+        """(documents + 1,) int32: where each document of the flat (B*T) tokens starts, and where the last one ends."""
+        first = self.starts_BT.reshape(-1).nonzero().squeeze(1)
+        return torch.cat((first, first.new_tensor([self.positions_BT.numel()]))).int()
+
+    @cached_property
     def groups(self) -> Groups:
         """Documents sorted by length and cut into groups, each padded to its longest.
 

@@ -29,6 +29,8 @@ from model.state import WindowCache
 
 
 class Window(Attention):
+    sees_all = False
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.window, self.global_tokens = config.window, config.global_tokens

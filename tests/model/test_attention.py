@@ -13,6 +13,7 @@ from transformers import (
     StableLmForCausalLM,
 )
 
+from model import varlen
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.segments import Segments, pads_apart
@@ -148,3 +149,32 @@ def test_no_mask_exists_where_no_document_is_padded(monkeypatch):
     model(random_tokens(2, 32), segments=Segments.from_positions(positions))
     assert any(mask is not None for mask in seen)
     assert all(mask is None or mask.shape[1:3] == (1, 1) for mask in seen), "a mask over keys only"
+
+
+def plain_kernel(q, k, v, bounds, bounds_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch's varlen_attn says it does, a document at a time."""
+    assert torch.equal(bounds, bounds_k) and bounds.dtype == torch.int32
+    assert int(bounds.diff().max()) <= max_q == max_k and enable_gqa == (q.shape[1] != k.shape[1])
+    parts = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        one = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        causal = window_size == (-1, 0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            *one, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+        )
+        parts.append(mixed.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_one_kernel_for_all_documents_equals_documents_regrouped(monkeypatch, causal):
+    config = ModelConfig(**{**SHAPE, "n_kv_heads": 2, "qk_norm": True, "causal": causal})
+    model, tokens = lively(config), random_tokens(3, 32)
+    segments = Segments.from_positions(positions_of([[7, 1, 24], [32], [16, 16]]))
+    expected, _ = model(tokens, segments=segments)
+    calls = []
+    monkeypatch.setattr(varlen, "usable", lambda x, segments: not segments.whole)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *a, **k: calls.append(1) or plain_kernel(*a, **k))
+    given, _ = model(tokens, segments=segments)
+    assert len(calls) == config.n_layers
+    torch.testing.assert_close(given, expected, atol=2e-5, rtol=1e-4)

@@ -1,0 +1,41 @@
+"""Attention over packed documents in one kernel, where torch has it: flash attention with cumulative lengths (Dao 2023,
+arXiv 2307.08691), on CUDA in half precision. Elsewhere documents are regrouped by length (segments.by_document).
+
+Not yet run on a GPU; its use of the kernel's arguments is tested against a plain stand-in for the kernel.
+"""
+
+import torch
+from torch import Tensor
+
+from model.segments import Segments
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch without it
+    varlen_attn = None
+
+
+def usable(x: Tensor, segments: Segments) -> bool:
+    """Whether documents packed in `segments` can be mixed by the one kernel; `x` is any of their activations."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return varlen_attn is not None and x.is_cuda and half and not segments.whole and segments.lengths_B is None
+
+
+def attend_documents(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, *, causal: bool, scale: float | None
+) -> Tensor:
+    """Each token's mixture of its own document, (B, T, H, D)."""
+    assert varlen_attn is not None
+    T, bounds_N = q_BTHD.shape[1], segments.bounds_N
+    mixed = varlen_attn(
+        *(x.flatten(0, 1).contiguous() for x in (q_BTHD, k_BTKD, v_BTKD)),
+        bounds_N,
+        bounds_N,
+        T,  # no document is longer than its row
+        T,
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=q_BTHD.shape[2] != k_BTKD.shape[2],
+    )
+    assert isinstance(mixed, Tensor)
+    return mixed.unflatten(0, q_BTHD.shape[:2])
