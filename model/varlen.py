@@ -27,8 +27,11 @@ def attend_documents(
     """Each token's mixture of its own document, (B, T, H, D)."""
     assert varlen_attn is not None
     T, bounds_N = q_BTHD.shape[1], segments.bounds_N
+    q, k, v = (x.flatten(0, 1).contiguous() for x in (q_BTHD, k_BTKD, v_BTKD))
     mixed = varlen_attn(
-        *(x.flatten(0, 1).contiguous() for x in (q_BTHD, k_BTKD, v_BTKD)),
+        q,
+        k,
+        v,
         bounds_N,
         bounds_N,
         T,  # no document is longer than its row
