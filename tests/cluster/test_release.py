@@ -92,7 +92,8 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
 
     made = Model.load(str(folder))
     assert [c.name for c in made.signature.inputs] == ["prompt", "messages"]
-    assert [p.name for p in made.signature.params] == ["max_new_tokens", "temperature", "top_p", "seed"]
+    names = ["max_new_tokens", "temperature", "top_p", "seed", "steps", "block_length"]
+    assert [p.name for p in made.signature.params] == names
 
 
 def test_a_release_that_is_repeated_registers_nothing_twice(line):
