@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from model.generate.unmasking import Unmasking
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "generate", "chat", "models", "import", "export")
@@ -205,9 +206,10 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
 def test_generate_writes_the_prompt_and_what_follows(generator: FakeGenerator) -> None:
     result = call("generate", "m", "Once", "--max-tokens", "5", "--temperature", "0", "--top-p", "0.5", "--seed", "3")
     assert (result.exit_code, result.output) == (0, "Once one two\n")
-    assert generator.asked == [
-        ("Once", {"max_new_tokens": 5, "temperature": 0.0, "top_p": 0.5, "seed": 3}),
-    ]
+    options = {"max_new_tokens": 5, "temperature": 0.0, "top_p": 0.5, "seed": 3}
+    assert generator.asked == [("Once", {**options, "unmasking": None})]
+    assert call("generate", "m", "Once", "--steps", "4", "--block-length", "8").exit_code == 0
+    assert generator.asked[-1][1]["unmasking"] == Unmasking(4, 8)
 
 
 def test_generate_reads_the_prompt_from_standard_input(generator: FakeGenerator) -> None:

@@ -49,7 +49,8 @@ def test_a_sequence_is_scored_where_the_mask_says(model):
     torch.testing.assert_close(given, expected * mask, rtol=1e-4, atol=1e-4)
 
 
-def test_right_padding_changes_no_score(model):
+def test_right_padding_changes_no_score(causal_model):
+    model = causal_model
     tokens, mask = random_tokens(1, 9), torch.ones(1, 9, dtype=torch.bool)
     mask[:, 0] = False
     alone = sequence_logprobs(model, tokens, mask)
