@@ -235,8 +235,8 @@ def fit(
                 if event["type"] == "error":
                     failure.insert(0, ValueError(event["value"]))
                     continue
-                if event["type"] == "start":  # workers were restarted: the curve goes on from their checkpoint
-                    _keep_lines(log, event["events"])
+                if event["type"] == "start":  # workers were (re)started: the curve goes on from their checkpoint
+                    _hold_lines(log, event["events"], ws)
                     file.seek(0, 2)
                     continue
                 file.write(json.dumps(event) + "\n")
@@ -285,10 +285,20 @@ def _work(config: dict) -> None:
     worker.tell({"type": "result", "value": result})
 
 
-def _keep_lines(path: Path, count: int) -> None:
+def _hold_lines(path: Path, count: int, ws: Workspace) -> None:
+    """Make the curve's file hold the `count` events of the checkpoint that the workers go on from, no more and no less.
+
+    More where steps after it are done again, less where a worker died before it had sent all that its checkpoint has.
+    """
     lines = path.read_bytes().splitlines(keepends=True)
     if len(lines) > count:
         os.truncate(path, sum(map(len, lines[:count])))
+    elif len(lines) < count:
+        found = ws.checkpoints.latest()
+        assert found is not None
+        saved = (found[1] / EVENTS).read_bytes().splitlines(keepends=True)  # a later one begins with the same events
+        with path.open("ab") as file:
+            file.writelines(saved[len(lines) : count])
 
 
 def _plain(error: BaseException) -> BaseException:

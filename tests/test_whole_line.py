@@ -120,7 +120,7 @@ def test_the_same_recipe_on_s3_has_the_same_fingerprints(
     finished: Path, s3_url: str, tmp_path: Path, prefect_home: Path
 ) -> None:
     url = f"{s3_url}/line"
-    run(tmp_path, prefect_home, "--store", url)
+    run(tmp_path, prefect_home, "--store", url, "--set", "cluster.workers=0")
     assert manifests(url) == manifests(str(finished / "store"))
 
 

@@ -8,13 +8,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifacts
-from cluster.fit import Worker, fit
+from cluster.fit import Worker, _hold_lines, fit
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Stage, Step, run_step
 
@@ -132,3 +133,14 @@ def test_without_workers_this_process_trains_and_says_so(ray_local: Any, tmp_pat
     assert int((tmp_path / "pid").read_text()) == os.getpid()
     with pytest.raises(ValueError, match="the recipe asks for what can't be"):
         go(tmp_path, workers=0, refuse=True)
+
+
+@pytest.mark.parametrize("held", [0, 2, 4, 6])
+def test_the_curve_holds_what_the_checkpoint_has_whatever_of_it_was_sent(tmp_path: Path, held: int) -> None:
+    lines = [json.dumps({"step": step}) + "\n" for step in range(1, 7)]
+    (tmp_path / "events.jsonl").write_text("".join(lines[:4]))
+    log = tmp_path / "log"
+    log.write_text("".join(lines[:held]))
+    ws: Any = SimpleNamespace(checkpoints=SimpleNamespace(latest=lambda: (4, tmp_path)))
+    _hold_lines(log, 4, ws)
+    assert log.read_text() == "".join(lines[:4])
