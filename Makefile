@@ -1,16 +1,18 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, a file each: much of the suite waits for servers and workers to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-fast lint format bench-train bench-model bench-mup lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
 
 test: .venv/.installed-dev .venv-s3/.installed   ## the whole suite, with a real S3-compatible server
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: .venv/.installed-dev   ## what needs no server and no whole line
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: .venv/.installed-dev        ## ruff, pyright, and the one-way rule flows -> cluster -> model
 	$(BIN)/ruff check .

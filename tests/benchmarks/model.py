@@ -44,7 +44,10 @@ from model.precision import choose, matmul_peak
 from model.segments import Segments
 
 ROWS, LENGTH = 8, 512
-LLAMA = ModelConfig(vocab_size=32_000, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=LENGTH)
+LLAMAS = {
+    "the default, 8k pieces": ModelConfig(vocab_size=8192, max_seq_len=LENGTH),
+    "width 384, 32k pieces": ModelConfig(32_000, d_model=384, n_layers=6, n_heads=6, d_ff=1024, max_seq_len=LENGTH),
+}
 PARTS = ("step", "mixers", "memory", "moe")
 
 
@@ -134,19 +137,21 @@ def litgpt_llama(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> Calla
 
 def step(rounds: int) -> None:
     dtype, why = choose("auto", torch.device("cpu"))
-    print(f"{parameters(LLAMA).total / 1e6:.1f}M parameters, {ROWS} rows of {LENGTH}, {why}")
-    batch, steps = rows(LLAMA.vocab_size), {}
-    for name, make in (("ours", ours), ("transformers", transformers_llama), ("litgpt", litgpt_llama)):
-        try:
-            steps[name] = make(LLAMA, batch, dtype)
-        except ImportError as error:
-            print(f"  {name}: left out ({error})")
-    seconds = turns(steps, rounds)
     peak = matmul_peak("cpu", dtype, torch.get_num_threads())
-    flops = flops_per_token(LLAMA, LENGTH) * ROWS * LENGTH
-    for name, value in seconds.items():
-        ratio = "" if name == "ours" else f", ours is {value / seconds['ours']:.2f}x as fast (goal: 1.3)"
-        print(f"  {name}: {value:.3f} s, {flops / value / peak:.0%} of {peak / 1e9:.0f} GFLOP/s{ratio}")
+    print(f"{ROWS} rows of {LENGTH}, {why}, matrix products at {peak / 1e9:.0f} GFLOP/s")
+    for shape, config in LLAMAS.items():
+        batch, steps = rows(config.vocab_size), {}
+        print(f"  {shape}: {parameters(config).total / 1e6:.1f}M parameters")
+        for name, make in (("ours", ours), ("transformers", transformers_llama), ("litgpt", litgpt_llama)):
+            try:
+                steps[name] = make(config, batch, dtype)
+            except ImportError as error:
+                print(f"    {name}: left out ({error})")
+        seconds = turns(steps, rounds)
+        flops = flops_per_token(config, LENGTH) * ROWS * LENGTH
+        for name, value in seconds.items():
+            ratio = "" if name == "ours" else f", ours is {value / seconds['ours']:.2f}x as fast (goal: 1.3)"
+            print(f"    {name}: {value:.3f} s, {flops / value / peak:.0%} of the matrix-product rate{ratio}")
 
 
 LONG = {
