@@ -8,13 +8,12 @@ the pretraining's; only the model's `max_seq_len` and RoPE differ afterwards.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.fit import Worker, fit
 from cluster.stage import Stage, Workspace
-from cluster.train import batch_for, export_model, numbers, progress, run_trainer, targets_ahead
+from cluster.train import export_model, progress, train_on_text
 from model.config import ModelConfig
 from model.part_configs import RopeScaling
 from model.train_config import TrainConfig
@@ -26,7 +25,7 @@ class ExtendConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_seq_len: int = Field(ge=2, description="the new context")
-    rope_scaling: RopeScaling | None = Field(None, description="default: frequencies stay as they are")
+    rope_scaling: RopeScaling | None = Field(None, description="default: the model's")
     rope_theta: float | None = Field(None, gt=0, description="default: the model's")
     train: TrainConfig = TrainConfig(steps=100, lr=2e-4, warmup_steps=10)
     seed: int = 0
@@ -43,10 +42,12 @@ def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
         raise ValueError(
             f'rope_scaling and rope_theta are for position = "rope", and the model\'s is {model.position!r}.'
         )
-    changes: dict[str, Any] = {"max_seq_len": config.max_seq_len, "rope_scaling": config.rope_scaling}
-    if config.rope_theta:
-        changes["rope_theta"] = config.rope_theta
-    return replace(model, **changes)
+    return replace(
+        model,
+        max_seq_len=config.max_seq_len,
+        rope_scaling=config.rope_scaling or model.rope_scaling,
+        rope_theta=config.rope_theta or model.rope_theta,
+    )
 
 
 def run_extend(ws: Workspace) -> dict:
@@ -58,7 +59,6 @@ def run_extend(ws: Workspace) -> dict:
 
 
 def extend_worker(worker: Worker, payload: dict) -> dict:
-    from cluster.data.rows import TokenRows
     from model.checkpoint import load_config, load_weights
     from model.decoder import Decoder
 
@@ -66,15 +66,7 @@ def extend_worker(worker: Worker, payload: dict) -> dict:
     folder = payload["model"].path()
     model = Decoder(extended(load_config(folder), config))
     load_weights(model, folder)
-    weights, ahead = config.weights or None, targets_ahead(config.train)
-    rows = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, weights, ahead)
-    size = config.train.batch_size
-
-    def batches(step: int) -> Any:
-        arrays = rows.batch(step, size, worker.rank, worker.world_size)
-        return batch_for(config.train, model.config, arrays, numbers(worker, step * size, size), config.seed)
-
-    return run_trainer(worker, model, batches, config.train)
+    return train_on_text(worker, model, payload["tokens"].path(), config)
 
 
 EXTEND = Stage(name="extend", kind="model", version=1, config=ExtendConfig, run=run_extend)

@@ -17,7 +17,7 @@ import os
 import secrets
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,7 +44,7 @@ class ClusterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = Field(None, description="a Ray cluster's address; default: RAY_ADDRESS, else a local Ray")
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="data-parallel training workers; auto: one a GPU, or one for the machine's CPU; "
         "0: train in this process, to debug it or to spare a tiny run the workers' start",
@@ -116,8 +116,6 @@ class Session:
             raise ValueError(f"[cluster] workers = {count}, but the cluster has {gpus} GPUs: one worker needs one GPU.")
         if count == 0:
             return 0, use_gpu, self.config.cpus_per_worker or float(os.cpu_count() or 1)
-        if count < 0:
-            raise ValueError(f'[cluster] workers = {count}: give at least 1, 0 for this process, or "auto".')
         share = self.config.cpus_per_worker or min(max(cpus // count, 1.0), cpus / count)
         if share * count > cpus + 1e-6:
             raise ValueError(

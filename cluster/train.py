@@ -24,6 +24,7 @@ from model.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from cluster.data.rows import RowBatch
+    from cluster.extend import ExtendConfig
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -48,23 +49,28 @@ def run_pretrain(ws: Workspace) -> dict:
 
 
 def pretrain_worker(worker: Worker, payload: dict) -> dict:
-    from cluster.data.rows import TokenRows
     from cluster.data.tokenizer import Tokenizer
     from model.decoder import Decoder
 
     config: PretrainConfig = payload["config"]
     vocab_size = Tokenizer(payload["tokenizer"].path()).vocab_size
-    weights, ahead = config.weights or None, targets_ahead(config.train)
-    rows = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, weights, ahead)
     model = Decoder(replace(config.model, vocab_size=0).with_vocabulary(vocab_size))
     model.init_weights(config.seed)
-    size = config.train.batch_size
+    return train_on_text(worker, model, payload["tokens"].path(), config)
+
+
+def train_on_text(worker: Worker, model: Any, tokens: Path, config: PretrainConfig | ExtendConfig) -> dict:
+    """Train the model on packed text, as the config's `train`, `seed` and `weights` say; see `run_trainer`."""
+    from cluster.data.rows import TokenRows
+
+    train, size = config.train, config.train.batch_size
+    rows = TokenRows(tokens, train.seq_len, config.seed, config.weights or None, targets_ahead(train))
 
     def batches(step: int) -> Any:
         arrays = rows.batch(step, size, worker.rank, worker.world_size)
-        return batch_for(config.train, model.config, arrays, numbers(worker, step * size, size), config.seed)
+        return batch_for(train, model.config, arrays, numbers(worker, step * size, size), config.seed)
 
-    return run_trainer(worker, model, batches, config.train)
+    return run_trainer(worker, model, batches, train)
 
 
 def objective_problem(train: TrainConfig, model: ModelConfig) -> str | None:

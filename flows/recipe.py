@@ -150,28 +150,23 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         check_sources(recipe.filter, names)
     except ValueError as error:
         wrong("filter", str(error))
-    if recipe.train.seq_len > recipe.model.max_seq_len:
-        limit = recipe.model.max_seq_len
-        wrong(
-            "train.seq_len",
-            f"at most model.max_seq_len = {limit}: lower train.seq_len or raise model.max_seq_len.",
-            str(recipe.train.seq_len),
-        )
-    longest, where = recipe.model.max_seq_len, "model.max_seq_len"
-    lengths = {"evaluate.seq_len": recipe.evaluate.seq_len}
+    final = ("model.max_seq_len", recipe.model.max_seq_len)
+    lengths: dict[str, tuple[int, tuple[str, int]]] = {"train.seq_len": (recipe.train.seq_len, final)}
     if recipe.extend:
-        longest, where = recipe.extend.max_seq_len, "extend.max_seq_len"
-        lengths["extend.train.seq_len"] = recipe.extend.train.seq_len
+        final = ("extend.max_seq_len", recipe.extend.max_seq_len)
+        lengths["extend.train.seq_len"] = (recipe.extend.train.seq_len, final)
         try:
             extended(recipe.model, recipe.extend)
         except ValueError as error:
             wrong("extend", str(error))
+    if recipe.evaluate.seq_len is not None:
+        lengths["evaluate.seq_len"] = (recipe.evaluate.seq_len, final)
     if recipe.instruct:
-        lengths["instruct.train.seq_len"] = recipe.instruct.train.seq_len
+        lengths["instruct.train.seq_len"] = (recipe.instruct.train.seq_len, final)
     if recipe.rlhf:
-        lengths["rlhf.train.seq_len"] = recipe.rlhf.train.seq_len
-    for key, length in lengths.items():
-        if length is not None and length > longest:
+        lengths["rlhf.train.seq_len"] = (recipe.rlhf.train.seq_len, final)
+    for key, (length, (where, longest)) in lengths.items():
+        if length > longest:
             wrong(
                 key,
                 f"at most {where} = {longest}: lower {key} or raise {where}.",

@@ -10,6 +10,7 @@ Completions are decoded as they continue a text, so a space at their beginning s
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -58,15 +59,15 @@ class SentencePiece:
         return self.processor.id_to_piece(i)
 
 
-class _Anchored:
+class _Anchored(ABC):
     """Decodes after a first token that is taken off again, so that what follows is not a text's beginning."""
 
     size: int
     _anchor: list[int]
     _start: int
 
-    def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
 
     def _anchor_at(self, ids: list[int]) -> None:
         self._anchor = ids

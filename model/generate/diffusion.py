@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.generate.batches import check_prompts, in_batches
 from model.generate.engine import Completion, Token
 from model.generate.sampling import GREEDY, Sampling, draw, law, uniform
 from model.generate.unmasking import ONE_BY_ONE, Unmasking
@@ -39,16 +40,10 @@ def generate(
     The text that is filled in has `max_new_tokens`, or as many as the model's `max_seq_len` leaves room for; what comes
     after its first stop token is cut off. Log-probabilities are those with which the tokens were revealed.
     """
-    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each, or a single number")
     _check(model, prompts)
     completions = [Completion() for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of like length share a batch
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        chosen, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
-        for numbers, finals in _unmask(model, chosen, max_new_tokens, sampling, stop_ids, own, unmasking):
+    for rows, chosen, seeds in in_batches(prompts, seed, batch_size):
+        for numbers, finals in _unmask(model, chosen, max_new_tokens, sampling, stop_ids, seeds, unmasking):
             for number, final in zip(numbers, finals, strict=True):
                 completions[rows[number]] = final
     return completions
@@ -159,13 +154,7 @@ def _seen(tokens_BT: Tensor, positions_BT: Tensor, mask_id: int) -> Tensor:
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     """ValueError if a prompt can't be continued."""
-    limit, mask_id = model.config.max_seq_len, model.config.mask_id
+    mask_id = model.config.mask_id
     if mask_id is None:
         raise ValueError("a causal model is sampled token by token: use model.generate.engine")
-    for row, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompt {row} is empty: it needs at least one token, e.g. the beginning-of-sequence id")
-        if len(prompt) >= limit:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens, but the model's max_seq_len is {limit}: cut it")
-        if min(prompt) < 0 or max(prompt) >= mask_id:
-            raise ValueError(f"prompt {row} has a token outside the vocabulary (0 to {mask_id - 1})")
+    check_prompts(prompts, model.config.max_seq_len, 1, mask_id)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.generate.batches import check_prompts, in_batches
 from model.generate.sampling import GREEDY, Sampling, draw, law
 from model.segments import Segments
 from model.state import State
@@ -57,16 +58,10 @@ def generate(
     At most `batch_size` rows are in memory at once. ValueError for an empty prompt, or for one that leaves no
     room below the model's `max_seq_len`; a row that reaches it ends with finish "length".
     """
-    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each, or a single number")
     _check(model, prompts)
     completions = [Completion() for _ in prompts]
-    # Rows of like length share a batch, so that little of the prefill is padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        steps = _decode(model, [prompts[i] for i in rows], max_new_tokens, sampling, stop_ids, [seeds[i] for i in rows])
+    for rows, chosen, seeds in in_batches(prompts, seed, batch_size):
+        steps = _decode(model, chosen, max_new_tokens, sampling, stop_ids, seeds)
         for active, tokens, logprobs, sampled in steps:
             for i, token, logprob, sampled_logprob in zip(active, tokens, logprobs, sampled, strict=True):
                 completion = completions[rows[i]]
@@ -152,14 +147,7 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     """ValueError if a prompt can't be continued."""
     if not model.config.causal:
         raise ValueError("a model that isn't causal has no next token: use model.generate.diffusion")
-    limit = model.config.max_seq_len
-    for row, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompt {row} is empty: it needs at least one token, e.g. the beginning-of-sequence id")
-        if len(prompt) > limit:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens, but the model's max_seq_len is {limit}: cut it")
-        if min(prompt) < 0 or max(prompt) >= model.config.vocab_size:
-            raise ValueError(f"prompt {row} has a token outside the vocabulary (0 to {model.config.vocab_size - 1})")
+    check_prompts(prompts, model.config.max_seq_len, 0, model.config.vocab_size)
 
 
 def _seen(tokens_BT: Tensor, lengths_B: Tensor, vocab_size: int) -> Tensor:

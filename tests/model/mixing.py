@@ -98,6 +98,25 @@ def check_a_document_is_cut_off_from_another(mixer: Any) -> None:
         assert not torch.equal(before[0, :11], after[0, :11])
 
 
+def check_equals_theirs(ours: Any, theirs: Any, their_forward: Callable[[Tensor], Tensor]) -> None:
+    """Outputs and gradients of `transformers`' module with the same random weights, which map by their names alone."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+    ours.load_state_dict(theirs.state_dict())
+    x, weights = random(2, 45, 32), random(2, 45, 32, seed=1)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    y, _ = ours(inputs[0], Segments.unbroken(2, 45))
+    expected = their_forward(inputs[1])
+    close(y, expected)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    close(inputs[0].grad, inputs[1].grad, 1e-3)
+    for name, p in theirs.named_parameters():
+        close(ours.get_parameter(name).grad, p.grad, 1e-3)
+
+
 def products_per_token(mixer: Any, length: int) -> float:
     """FLOPs of the matrix products that a forward pass of one row really does, beyond its linear layers'."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():

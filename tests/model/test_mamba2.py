@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from mixing import (
     PACKINGS,
     check_a_document_is_cut_off_from_another,
+    check_equals_theirs,
     check_generation,
     check_packed_rows,
-    close,
     lively_mixer,
     products_per_token,
     random,
@@ -87,21 +87,7 @@ def test_it_equals_transformers_by_renaming(groups, bias):
     )
     part = Mamba2Config(d_state=16, head_dim=8, n_groups=groups, chunk=16)
     ours = Mamba2(ModelConfig(97, 32, 1, 4, bias=bias, mamba2=part), 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-    ours.load_state_dict(theirs.state_dict())
-    x, weights = random(2, 45, 32), random(2, 45, 32, seed=1)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    y, _ = ours(inputs[0], Segments.unbroken(2, 45))
-    expected = theirs(inputs[1])
-    close(y, expected)
-    (y * weights).sum().backward()
-    (expected * weights).sum().backward()
-    close(inputs[0].grad, inputs[1].grad, 1e-3)
-    for name, p in theirs.named_parameters():
-        close(ours.get_parameter(name).grad, p.grad, 1e-3)
+    check_equals_theirs(ours, theirs, theirs)
 
 
 def test_long_memories_and_sudden_forgetting_stay_finite_with_their_gradients():

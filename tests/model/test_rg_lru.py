@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from mixing import (
     PACKINGS,
     check_a_document_is_cut_off_from_another,
+    check_equals_theirs,
     check_generation,
     check_packed_rows,
-    close,
     lively_mixer,
     products_per_token,
     random,
@@ -62,21 +62,7 @@ def test_it_equals_transformers_by_renaming():
         RecurrentGemmaConfig(hidden_size=32, num_attention_heads=4, lru_width=48, conv1d_width=4), 0
     )
     ours = RecurrentBlock(ModelConfig(97, 32, 1, 4, bias=True, rg_lru=RgLruConfig(width=48)), 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-    ours.load_state_dict(theirs.state_dict())
-    x, weights = random(2, 45, 32), random(2, 45, 32, seed=1)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    y, _ = ours(inputs[0], Segments.unbroken(2, 45))
-    expected, _ = theirs(inputs[1], torch.arange(45).expand(2, 45), None, use_cache=False)
-    close(y, expected)
-    (y * weights).sum().backward()
-    (expected * weights).sum().backward()
-    close(inputs[0].grad, inputs[1].grad, 1e-3)
-    for name, p in theirs.named_parameters():
-        close(ours.get_parameter(name).grad, p.grad, 1e-3)
+    check_equals_theirs(ours, theirs, lambda x: theirs(x, torch.arange(45).expand(2, 45), None, use_cache=False)[0])
 
 
 def test_gates_at_their_ends_stay_finite_with_their_gradients():

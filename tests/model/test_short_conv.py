@@ -5,18 +5,16 @@ import torch
 from mixing import (
     PACKINGS,
     check_a_document_is_cut_off_from_another,
+    check_equals_theirs,
     check_generation,
     check_packed_rows,
-    close,
     lively_mixer,
-    random,
 )
 from transformers import Lfm2Config
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 
 from model.config import ModelConfig
 from model.part_configs import ShortConvConfig
-from model.segments import Segments
 from model.short_conv import ShortConv
 
 PLAIN = ModelConfig(97, 32, 1, 4)
@@ -52,18 +50,4 @@ def test_no_tap_crosses_a_document_s_start():
 def test_it_equals_transformers_by_renaming(bias):
     theirs = Lfm2ShortConv(Lfm2Config(hidden_size=32, num_hidden_layers=2, conv_L_cache=3, conv_bias=bias), 0)
     ours = ShortConv(ModelConfig(97, 32, 1, 4, short_conv=ShortConvConfig(bias=bias)), 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-    ours.load_state_dict(theirs.state_dict())
-    x, weights = random(2, 45, 32), random(2, 45, 32, seed=1)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    y, _ = ours(inputs[0], Segments.unbroken(2, 45))
-    expected = theirs(inputs[1])
-    close(y, expected)
-    (y * weights).sum().backward()
-    (expected * weights).sum().backward()
-    close(inputs[0].grad, inputs[1].grad, 1e-3)
-    for name, p in theirs.named_parameters():
-        close(ours.get_parameter(name).grad, p.grad, 1e-3)
+    check_equals_theirs(ours, theirs, theirs)
