@@ -166,6 +166,7 @@ class Session:
             if ray.is_initialized():
                 return
             ray.init(
+                address="local",  # also where another Ray runs on this machine: nobody said to join it
                 num_cpus=os.cpu_count() or 1,
                 include_dashboard=False,
                 object_store_memory=self.config.object_store_mb * 2**20,

@@ -2,9 +2,9 @@
 nothing.
 
 Sizes, FLOPs and memory are counted without allocating. The time of a training is its FLOPs over this machine's
-measured matmul rate, times the share of it that training (or sampling) reaches; of any other stage, what it took the
-last time. RLHF is what cluster/rollout.py and cluster/preferences.py run: every answer is sampled to its last token,
-passes through the reference, and then through the policy forward and backward.
+measured matmul rate, times the share of it that training (or sampling) reaches, and the start of its workers; of any
+other stage, what it took the last time. RLHF is what cluster/rollout.py and cluster/preferences.py run: every answer
+is sampled to its last token, passes through the reference, and then through the policy forward and backward.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ UTILISATION = {"cpu": 0.45, "cuda": 0.40}
 # The same of sampling, one token a row at a time: measured 0.22 and 0.42 at widths 128 and 256 with 128 rows on a CPU;
 # a guess on GPUs, where it is bound by memory.
 SAMPLING = {"cpu": 0.25, "cuda": 0.05}
+STARTING = 20.0  # seconds until a training's workers are there and have imported torch; measured on 2 cores
 BYTES_PER_TOKEN, MARKS = 3.0, 6  # of a conversation's text, reckoned before there is a tokenizer; chat marks around it
 SAMPLED_ROWS = 256  # that the rollout decodes at once
 LOOKED_AT = 64  # tasks or pairs whose length is looked at
@@ -230,13 +231,13 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
     table = plain_table(f"{recipe.name}: {len(to_run)} of {len(planned)} stages would run")
     for name in ("stage", "", "time", "why"):
         table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
-    total, unknown = 0.0, False
+    total, unknown, starting = 0.0, False, STARTING if recipe.cluster.workers != 0 else 0.0
     for step in planned:
         if step.cached:
             table.add_row(step.name, "cached", "", size(step.bytes), style="dim")
             continue
         cost = costs.get(step.name)
-        seconds = cost.seconds if cost else step.last_seconds
+        seconds = cost.seconds + starting if cost else step.last_seconds
         total, unknown = total + (seconds or 0.0), unknown or seconds is None
         about = "" if seconds is None else f"~{duration(seconds)}"
         more = len(step.reasons) - MAX_REASONS

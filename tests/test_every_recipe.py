@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    """One Ray for all recipes; the trainings are in this process."""
-    with pytest.MonkeyPatch.context() as patch:
+    """One Ray for all recipes, which starts although another is said to run on this machine; the trainings are in this
+    process."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as folder:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_TMPDIR", folder)  # not pytest's, which is too long for a socket's name
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # what `ray start --head` writes
         session = Session(ClusterConfig(workers=0)).ensure()
         yield session
         session.close()
@@ -65,4 +70,5 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
             assert sum(loss[-5:]) / 5 < loss[0] - 0.3
         elif step.name == "extend":
             config = json.loads(artifact.read("config.json"))
-            assert config["max_seq_len"] == recipe.extend.max_seq_len and len(curve(artifact)) == 4  # type: ignore
+            assert recipe.extend and config["max_seq_len"] == recipe.extend.max_seq_len and len(curve(artifact)) == 4
+            assert config["rope_scaling"]["kind"] == "yarn" and config["rope_scaling"]["factor"] == 4.0

@@ -23,6 +23,7 @@ def ray_local():
     started = not ray.is_initialized()
     if started:
         ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=200 << 20,
