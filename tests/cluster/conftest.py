@@ -34,3 +34,11 @@ def ray_local():
     yield ray
     if started:
         ray.shutdown()
+
+
+@pytest.fixture
+def fresh_process(monkeypatch):
+    """The test begins as a process does: no artifact has been verified."""
+    from cluster.store import folder
+
+    monkeypatch.setattr(folder, "_verified", set())

@@ -9,43 +9,17 @@ import uuid
 from pathlib import Path
 
 import pytest
+from tiny_artifact import FP, KILLED, build, contents, manifest
 
 from cluster import artifact as artifact_module
-from cluster.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
+from cluster.artifact import Artifact, Artifacts, Corrupt, InputRef
 from cluster.store import NotFound, StoreError, open_store
 from cluster.store import folder as folder_module
 from cluster.store import local as local_module
 from cluster.store import s3 as s3_module
 from cluster.store.base import MANIFEST
 
-FP = "0123456789abcdef0123"
-
-
-@pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
-    """Each test begins as a process does: nothing has been verified."""
-    monkeypatch.setattr(folder_module, "_verified", set())
-
-
-def manifest(**kw) -> Manifest:
-    return Manifest(**{"kind": "model", "stage": "pretrain", "stage_version": 1, "fingerprint": FP, **kw})
-
-
-def build(tmp_path: Path, files: dict[str, str]) -> Path:
-    folder = tmp_path / f"build-{uuid.uuid4().hex[:8]}"
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_text()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
-    }
-
+pytestmark = pytest.mark.usefixtures("fresh_process")
 
 FILES = {"weights": "w" * 5000, "deep/config.json": "{}", "empty": ""}
 
@@ -175,28 +149,6 @@ def test_on_a_server_that_lets_all_writers_through_they_still_agree(s3_url, tmp_
     assert all(contents(a.path()) == {"a": f"{who}" * 100} for a in results)
     found = Artifacts(url, tmp_path / "reader").find("model", FP)
     assert found is not None and found.summary["who"] == who and contents(found.path()) == {"a": f"{who}" * 100}
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cluster.artifact import Artifacts, Manifest
-from cluster.store import local, s3
-def die(*a, **kw): os.kill(os.getpid(), signal.SIGKILL)
-where = {where!r}
-if where == "before the manifest":
-    local._rename_folder = die
-    real = s3.S3Store.write
-    s3.S3Store.write = lambda self, key, *a, **kw: (die if key.endswith("manifest.json") else real)(self, key, *a, **kw)
-else:
-    local._sync_file = die
-    real, count = s3.S3Store.upload, []
-    def upload(self, path, key):
-        count.append(1)
-        return die() if len(count) == 2 else real(self, path, key)
-    s3.S3Store.upload = upload
-Artifacts({url!r}).publish(Manifest.model_validate_json({manifest!r}), Path({folder!r}))
-"""
 
 
 @pytest.mark.parametrize("where", ["before the manifest", "between the files"])
@@ -426,85 +378,3 @@ def test_finding_eleven_artifacts_takes_a_moment(tmp_path):
     begun = time.perf_counter()
     assert all(artifacts.find("model", f"{i:020d}") for i in range(11))
     assert time.perf_counter() - begun < 0.5
-
-
-# ---- checkpoints
-
-
-def checkpoint(tmp_path: Path, text: str) -> Path:
-    return build(tmp_path, {"model": text, "state/rank0": text * 2})
-
-
-def test_the_latest_checkpoint_is_the_newest_whole_one(store_url, tmp_path):
-    checkpoints = Artifacts(store_url).checkpoints(FP)
-    assert checkpoints.latest() is None
-    for step in (5, 100, 20):
-        checkpoints.save(step, checkpoint(tmp_path, f"step {step}"))
-    found = pickle.loads(pickle.dumps(checkpoints)).latest()
-    assert found is not None and found[0] == 100
-    assert contents(found[1]) == {"model": "step 100", "state/rank0": "step 100step 100"}
-    assert Artifacts(store_url).checkpoints("other").latest() is None
-
-
-@pytest.mark.parametrize("damage", ["torn", "bytes differ", "no manifest"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(store_url, tmp_path, damage):
-    checkpoints = Artifacts(store_url, tmp_path / "writer").checkpoints(FP)
-    checkpoints.save(1, checkpoint(tmp_path, "one"))
-    checkpoints.save(2, checkpoint(tmp_path, "two"))
-    key = next(
-        e.key for e in checkpoints.store.list(checkpoints.key) if f"{2:012d}/" in e.key and e.key.endswith("model")
-    )
-    if damage == "torn":
-        checkpoints.store.write(key, b"t")
-    elif damage == "bytes differ":
-        checkpoints.store.write(key, b"TWO")
-    else:
-        checkpoints.store.delete_prefix(f"{checkpoints.key}/step-{2:012d}/{MANIFEST}")
-    fresh = Artifacts(store_url, tmp_path / "reader").checkpoints(FP)
-    found = fresh.latest()
-    assert found is not None and found[0] == 1 and contents(found[1])["model"] == "one"
-    fresh.save(2, checkpoint(tmp_path, "two again"))
-    found = fresh.latest()
-    assert found is not None and found[0] == 2 and contents(found[1])["model"] == "two again"
-
-
-def test_a_step_saved_again_after_a_resume_is_fine_and_the_newer_counts(store_url, tmp_path):
-    checkpoints = Artifacts(store_url).checkpoints(FP)
-    for text in ("same", "same", "other"):
-        folder = checkpoint(tmp_path, text)
-        checkpoints.save(7, folder)
-        assert not folder.exists()
-    found = checkpoints.latest()
-    assert found is not None and contents(found[1])["model"] == "other"
-    assert checkpoints.steps() == [7]
-
-
-def test_pruning_keeps_the_newest_and_clearing_none(store_url, tmp_path):
-    checkpoints = Artifacts(store_url, tmp_path / "cache").checkpoints(FP)
-    for step in (1, 2, 3, 4):
-        checkpoints.save(step, checkpoint(tmp_path, f"{step}"))
-    checkpoints.prune(2)
-    assert checkpoints.steps() == [3, 4]
-    with pytest.raises(ValueError, match="at least one"):
-        checkpoints.prune(0)
-    checkpoints.clear()
-    assert checkpoints.latest() is None
-    assert list(checkpoints.store.list()) == []
-    copies = tmp_path / "cache" / "artifacts"
-    assert not copies.exists() or list(copies.iterdir()) == []
-
-
-def test_a_kill_while_saving_leaves_the_one_before(store_url, tmp_path):
-    checkpoints = Artifacts(store_url).checkpoints(FP)
-    checkpoints.save(1, checkpoint(tmp_path, "one"))
-    folder = checkpoint(tmp_path, "two")
-    code = KILLED.format(where="before the manifest", url=store_url, folder=str(folder), manifest="").replace(
-        f"Artifacts({store_url!r}).publish(Manifest.model_validate_json(''), Path({str(folder)!r}))",
-        f"Artifacts({store_url!r}).checkpoints({FP!r}).save(2, Path({str(folder)!r}))",
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    found = checkpoints.latest()
-    assert found is not None and found[0] == 1
-    checkpoints.save(2, checkpoint(tmp_path, "two"))
-    found = checkpoints.latest()
-    assert found is not None and found[0] == 2
