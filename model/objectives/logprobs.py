@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.decoder import Decoder
-from model.objectives.next_token import CHUNK_ELEMENTS
+from model.objectives.next_token import chunk_rows
 from model.segments import Segments
 
 
@@ -48,7 +48,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N, softcap):
         w_VD = weight_VD.to(hidden_ND.dtype)
-        chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
+        chunk = chunk_rows(weight_VD.shape[0], hidden_ND.device)
         picked, norms = [], []
         for h, target in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
             z = _logits(h, w_VD, softcap)

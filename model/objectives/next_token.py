@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from model.segments import Segments
 
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 21  # logits made at once on a CPU, 8 MB; 16 times that on a GPU
+CHUNK_ROWS, CHUNK_ELEMENTS = 512, 1 << 24  # tokens whose logits a CPU makes at once; 64 MB of them
 
 
 class Batch(NamedTuple):
@@ -45,8 +45,8 @@ def next_token(model: Decoder, batch: Batch, *, z_loss: float = 0.0) -> tuple[Te
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """How many tokens' logits to make at once."""
     if device.type == "cpu":
-        return max(min(128, CHUNK_ELEMENTS // 128), CHUNK_ELEMENTS // vocab_size)
-    return max(1, 16 * CHUNK_ELEMENTS // vocab_size)
+        return max(CHUNK_ROWS // 4, min(CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size))
+    return max(CHUNK_ROWS, 2 * CHUNK_ELEMENTS // vocab_size)
 
 
 def cross_entropy(
@@ -82,16 +82,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         valid = targets_N != IGNORE
         rows = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         count = targets_N.shape[0] if rows is None else rows.shape[0]
-        chunk = chunk_rows(V, hidden_ND.device)
+        chunk = max(1, min(count, chunk_rows(V, hidden_ND.device)))
+        exact = hidden_ND.dtype == torch.float32
+        # One buffer for all chunks: touching fresh pages costs a CPU as much as the softmax does.
+        logits = torch.empty(chunk if exact else 0, V, dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, count, chunk):
             at = slice(start, start + chunk) if rows is None else rows[start : start + chunk]
             h, target = hidden_ND[at], targets_N[at]
-            z = F.linear(h, w_VD).float()
+            z = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]]) if exact else F.linear(h, w_VD).float()
             if softcap is not None:
                 z = z.div_(softcap).tanh_().mul_(softcap)
             picked = z.gather(1, target[:, None]).squeeze(1)
-            p = torch.softmax(z, 1)  # one fused pass; the largest p is at least 1 / V, so its log is exact
-            lse = z.amax(1) - p.amax(1).log_()
+            slope = (1 - (z / softcap).square_()) if softcap is not None else None
+            largest = z.amax(1)
+            p = torch.softmax(z, 1, out=z)  # one fused pass; the largest p is at least 1 / V, so its log is exact
+            lse = largest - p.amax(1).log_()
             losses = lse - picked
             if z_loss:
                 losses = losses + z_loss * lse.square()
@@ -99,7 +104,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += losses.sum() if weight is None else losses @ weight
             if not (need_hidden or need_weight):
                 continue
-            slope = (1 - (z / softcap).square_()) if softcap is not None else None
             dz = p
             if z_loss:
                 dz *= (1 + 2 * z_loss * lse)[:, None]
@@ -112,7 +116,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[at] = dz @ w_VD
             if d_weight is not None:
-                if h.dtype == torch.float32:
+                if exact:
                     d_weight.addmm_(dz.t(), h)
                 else:
                     d_weight += (dz.t() @ h).float()

@@ -250,7 +250,11 @@ def main() -> None:
     else:
         for part in args.only:
             command = [sys.executable, "-m", "tests.benchmarks.model", "--only", part, "--rounds", str(args.rounds)]
-            subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR})  # as in the platform's workers
+            if part == "step":  # the peers' users have glibc's defaults
+                print("glibc's own allocator settings:", flush=True)
+                subprocess.run(command, check=True)
+                print("the allocator settings of the platform's workers, for all three:", flush=True)
+            subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR})
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import pytest
 import torch
 from small_models import random_tokens
 
-from model.objectives import logprobs as module
+from model.objectives import next_token
 from model.objectives.logprobs import sequence_logprobs, token_logprobs
 
 
 @pytest.fixture(params=[7, 1000], ids=["chunks of 7", "one chunk"], autouse=True)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", request.param * 51)
+    monkeypatch.setattr(next_token, "CHUNK_ROWS", request.param)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -19,7 +19,7 @@ def dense(hidden, weight, targets, softcap, z_loss, weights):
 
 @pytest.fixture(params=[7, 1000], ids=["chunks of 7", "one chunk"], autouse=True)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", request.param * 51)
+    monkeypatch.setattr(module, "CHUNK_ROWS", request.param)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -57,7 +57,7 @@ def test_no_tensor_of_all_logits_is_made():
     with Spy():
         loss, _ = cross_entropy(hidden, torch.randn(51, 8), torch.zeros(4000, dtype=torch.long))
         loss.backward()
-    assert max(seen) <= max(module.CHUNK_ELEMENTS, hidden.numel())
+    assert max(seen) <= max(module.CHUNK_ROWS * 51, hidden.numel())
 
 
 def test_without_gradients_none_are_made():
