@@ -71,7 +71,8 @@ def memory(
         kept += max(b.all - b.selected for b in blocks.values())
     rows, V, D = micro_batch_size * seq_len, config.vocab_size, config.d_model
     ends = 3 * rows * D * dtype.itemsize  # the last norm's input and output, and the output's gradient
-    copies = 1 if dtype == torch.float32 else 2  # of a chunk's logits: as they come, and as fp32
+    # Copies of a chunk's logits: as they come and as fp32, unless that is one; the soft-cap's slope.
+    copies = (1 if dtype == torch.float32 else 2) + (config.logit_softcap is not None)
     head = copies * min(rows, chunk_rows(V, torch.device(device))) * V * 4 + V * D * 4  # and the weight's gradient
     return Memory(4 * total, 4 * total, 4 * moments, kept + ends + head)
 

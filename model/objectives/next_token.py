@@ -17,7 +17,8 @@ from model.decoder import Decoder
 from model.segments import Segments
 
 IGNORE = -100
-CHUNK_ROWS, CHUNK_ELEMENTS = 512, 1 << 24  # tokens whose logits a CPU makes at once; 64 MB of them
+CHUNK_ROWS = 512  # tokens whose logits a CPU makes at once, or a quarter where they are more than
+CHUNK_ELEMENTS = 1 << 24  # logits, 64 MB; a GPU makes twice that, of at least CHUNK_ROWS tokens
 
 
 class Batch(NamedTuple):
@@ -74,6 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, z_loss, weights_N):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need = need_hidden or need_weight
         V = weight_VD.shape[0]
         w_VD = weight_VD.to(hidden_ND.dtype)
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
@@ -93,7 +95,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 z = z.div_(softcap).tanh_().mul_(softcap)
             picked = z.gather(1, target[:, None]).squeeze(1)
-            slope = (1 - (z / softcap).square_()) if softcap is not None else None
+            slope = (z / softcap).square_().neg_().add_(1) if softcap is not None and need else None
             largest = z.amax(1)
             p = torch.softmax(z, 1, out=z)  # one fused pass; the largest p is at least 1 / V, so its log is exact
             lse = largest - p.amax(1).log_()
@@ -102,7 +104,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 losses = losses + z_loss * lse.square()
             weight = None if weights_N is None else weights_N[at]
             total += losses.sum() if weight is None else losses @ weight
-            if not (need_hidden or need_weight):
+            if not need:
                 continue
             dz = p
             if z_loss:
