@@ -212,10 +212,9 @@ def _memory(config: ModelConfig, train: TrainConfig, length: int, device: str, d
 
     from model.memory import memory
 
-    rows = train.micro_batch_size or (max(1, 4096 // length) if device == "cpu" else train.batch_size)
     return memory(
         config,
-        min(train.batch_size, rows),
+        train.rows_at_once(train.batch_size, length, device),
         length,
         optimizer=train.optimizer,
         checkpointing=train.activation_checkpointing,

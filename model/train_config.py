@@ -14,6 +14,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Checkpointing = Literal["none", "selective", "full"]
 TrainObjective = Literal["next_token", "masked_diffusion"]
 
+CPU_MICRO_TOKENS = 2048  # a layer's activations of so many stay in a processor's cache (docs/lab.md)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -37,7 +39,9 @@ class TrainConfig:
     grad_clip: float = 1.0  # of the global gradient norm; 0: off
     z_loss: float = 0.0  # times logsumexp(logits)^2
     precision: Precision = "auto"
-    micro_batch_size: int | None = field(default=None, metadata=HOW)  # rows at once on a worker; None: ~4k tokens
+    micro_batch_size: int | None = field(
+        default=None, metadata=HOW
+    )  # rows at once on a worker; None: see `rows_at_once`
     checkpoint_every: int = field(default=200, metadata=HOW)  # steps; 0: only at the end or when stopped
     activation_checkpointing: Checkpointing = field(default="none", metadata=HOW)
 
@@ -59,3 +63,9 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 0 and below 1")
+
+    def rows_at_once(self, rows: int, length: int, device_type: str) -> int:
+        """How many of a worker's `rows` of `length` tokens go through the model together: the micro-batch."""
+        if self.micro_batch_size is not None:
+            return min(rows, self.micro_batch_size)
+        return min(rows, max(1, CPU_MICRO_TOKENS // length)) if device_type == "cpu" else rows

@@ -38,6 +38,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainerState",
+    "micro_batches",
     "read_state",
     "train",
 ]
@@ -148,7 +149,7 @@ def train(
         gradients.zero()
         extras: dict[str, Tensor] = {}
         loss_sum, n_valid = torch.zeros((), device=device), 0
-        for micro in _micro_batches(batch, config):
+        for micro in micro_batches(batch, config):
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 micro_loss, micro_valid, micro_extras = objective(model, micro)
             balances.divide_by(micro_valid)
@@ -237,12 +238,8 @@ def _to(batch: Any, device: torch.device) -> Any:
     return type(batch)(*(part.to(device, torch.int64 if part.dtype in integers else part.dtype) for part in parts))
 
 
-def _micro_batches(batch: Any, config: TrainConfig) -> list[Any]:
-    """Slices of rows; by default of about 4096 tokens, which keeps a layer's activations in a processor's
-    cache.
-    """
+def micro_batches(batch: Any, config: TrainConfig) -> list[Any]:
+    """Slices of a worker's rows that go through the model one after the other."""
     rows = batch[0].shape[0]
-    size = config.micro_batch_size
-    if size is None:
-        size = max(1, 4096 // batch[0][0].numel()) if batch[0].device.type == "cpu" else rows
+    size = config.rows_at_once(rows, batch[0][0].numel(), batch[0].device.type)
     return [type(batch)(*(part[i : i + size] for part in batch)) for i in range(0, rows, size)]

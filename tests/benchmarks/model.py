@@ -3,7 +3,8 @@
     python -m tests.benchmarks.model [--rounds 7] [--only step mixers memory moe]
 
     step     a training step against transformers' Llama and litgpt's, same shape, dtype, batch and optimizer, and as a
-             share of this machine's matrix-product rate (goals: 1.3x, 1.3x, 60% in bf16)
+             share of this machine's matrix-product rate (goals: 1.3x, 1.3x, 60% in bf16). Ours takes the batch in
+             micro-batches, as its trainer does by default; beside it, the batch at once, as theirs do
     mixers   time per token, forward and backward, of rows of 32k over rows of 2k (goal: under 1.2 for windows and
              Mamba-2; dense attention beside them)
     memory   peak memory of a training step without and with activation checkpointing (goal: 2x less), and with the loss
@@ -11,8 +12,9 @@
     moe      a training step of eight dropless experts, two for each token, against a dense feed-forward of the same
              active size (goal: under 1.35x)
 
-Peers take turns, step by step, and a ratio is that of their median steps. Each part runs in processes of its own, so
-that one's memory is not another's. litgpt is compared where it can be imported (`make bench-model` fetches it).
+Peers take turns, step by step; a time is the median step's and a ratio the median of the rounds' ratios. Each part runs
+in processes of its own, so that one's memory is not another's. litgpt is compared where it can be imported (`make
+bench-model` fetches it).
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +43,10 @@ from model.decoder import Decoder
 from model.mixers import mixer_class
 from model.objectives.next_token import Batch, next_token
 from model.part_configs import Mamba2Config, MoeConfig
-from model.precision import choose, matmul_peak
+from model.precision import choose
 from model.segments import Segments
+from model.train_config import TrainConfig
+from model.trainer import micro_batches
 
 ROWS, LENGTH = 8, 512
 LLAMAS = {
@@ -51,8 +56,8 @@ LLAMAS = {
 PARTS = ("step", "mixers", "memory", "moe")
 
 
-def turns(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds of each one's median step; the first of each is not counted."""
+def turns(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each one's steps, one a round; the first of each is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -60,17 +65,23 @@ def turns(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
             step()
             if number:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
-def training(model: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype) -> Callable[[], None]:
-    """A whole step: loss, gradients, clipping, AdamW."""
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median of the rounds' ratios: a machine's speed changes from minute to minute, less so within a round."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def training(model: nn.Module, losses: Sequence[Callable[[], Tensor]], dtype: torch.dtype) -> Callable[[], None]:
+    """A whole step: each micro-batch's loss and gradients, then clipping and AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            value = loss()
-        value.backward()
+        for loss in losses:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                value = loss()
+            value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
@@ -83,9 +94,12 @@ def rows(vocab_size: int, rows: int = ROWS, length: int = LENGTH) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.arange(length).expand(rows, length))
 
 
-def ours(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
+def ours(config: ModelConfig, batch: Batch, dtype: torch.dtype, rows: int | None = None) -> Callable[[], None]:
+    """rows: of a micro-batch; None: as many as the trainer takes where a recipe doesn't say."""
     model = Decoder(config).init_weights(0).train()
-    return training(model, lambda: next_token(model, batch)[0] / batch.targets_BT.numel(), dtype)
+    parts = micro_batches(batch, TrainConfig(batch_size=ROWS, seq_len=LENGTH, micro_batch_size=rows))
+    tokens = batch.targets_BT.numel()
+    return training(model, [lambda part=part: next_token(model, part)[0] / tokens for part in parts], dtype)
 
 
 def transformers_llama(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
@@ -106,7 +120,7 @@ def transformers_llama(config: ModelConfig, batch: Batch, dtype: torch.dtype) ->
     ).train()
     assert sum(p.numel() for p in model.parameters()) == parameters(config).total
     shifted = batch.targets_BT
-    return training(model, lambda: model(batch.tokens_BT, shift_labels=shifted, labels=shifted).loss, dtype)
+    return training(model, [lambda: model(batch.tokens_BT, shift_labels=shifted, labels=shifted).loss], dtype)
 
 
 def litgpt_llama(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
@@ -132,26 +146,45 @@ def litgpt_llama(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> Calla
     ).train()
     model.lm_head.weight = model.transformer.wte.weight
     assert sum(p.numel() for p in model.parameters()) == parameters(config).total
-    return training(model, lambda: chunked_cross_entropy(model(batch.tokens_BT), batch.targets_BT), dtype)
+    return training(model, [lambda: chunked_cross_entropy(model(batch.tokens_BT), batch.targets_BT)], dtype)
+
+
+def products(size: int, dtype: torch.dtype, number: int = 8) -> tuple[Callable[[], None], float]:
+    """(square matrix products, their FLOPs): the machine's rate, in turns with what is a share of it."""
+    a = torch.randn(size, size).to(dtype)
+    out = torch.empty_like(a)
+
+    def go() -> None:
+        for _ in range(number):
+            torch.mm(a, a, out=out)
+
+    return go, number * 2.0 * size**3
 
 
 def step(rounds: int) -> None:
     dtype, why = choose("auto", torch.device("cpu"))
-    peak = matmul_peak("cpu", dtype, torch.get_num_threads())
-    print(f"{ROWS} rows of {LENGTH}, {why}, matrix products at {peak / 1e9:.0f} GFLOP/s")
+    square, square_flops = products(1024, dtype)
+    print(f"{ROWS} rows of {LENGTH}, {why}")
     for shape, config in LLAMAS.items():
-        batch, steps = rows(config.vocab_size), {}
-        print(f"  {shape}: {parameters(config).total / 1e6:.1f}M parameters")
-        for name, make in (("ours", ours), ("transformers", transformers_llama), ("litgpt", litgpt_llama)):
+        batch, steps = rows(config.vocab_size), {"products": square}
+        at_once = partial(ours, rows=ROWS)
+        sides = (ours, at_once, transformers_llama, litgpt_llama)
+        for name, make in zip(("ours", "ours, at once", "transformers", "litgpt"), sides, strict=True):
             try:
                 steps[name] = make(config, batch, dtype)
             except ImportError as error:
                 print(f"    {name}: left out ({error})")
         seconds = turns(steps, rounds)
+        machine = seconds.pop("products")
+        rates = [square_flops / value / 1e9 for value in machine]
+        print(f"  {shape}: {parameters(config).total / 1e6:.1f}M parameters, ", end="")
+        print(f"matrix products at {statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})")
         flops = flops_per_token(config, LENGTH) * ROWS * LENGTH
-        for name, value in seconds.items():
-            ratio = "" if name == "ours" else f", ours is {value / seconds['ours']:.2f}x as fast (goal: 1.3)"
-            print(f"    {name}: {value:.3f} s, {flops / value / peak:.0%} of the matrix-product rate{ratio}")
+        for name, values in seconds.items():
+            share = flops / square_flops * ratio(machine, values)
+            print(f"    {name}: {statistics.median(values):.3f} s, {share:.0%} of the matrix-product rate", end="")
+            ahead = ratio(values, seconds["ours"])
+            print("" if name.startswith("ours") else f", ours is {ahead:.2f}x as fast (goal: 1.3)", flush=True)
 
 
 LONG = {
@@ -179,11 +212,11 @@ def mixers(rounds: int) -> None:
 
         # As many tokens in both, so that what is left is the length of a row.
         seconds = turns({"2k": go(1 << 11, 16), "32k": go(1 << 15)}, 1 if name == "attention" else rounds)
-        per_token = {length: value / (1 << 15) * 1e6 for length, value in seconds.items()}
+        per_token = {length: statistics.median(values) / (1 << 15) * 1e6 for length, values in seconds.items()}
         goal = " (goal: under 1.2)" if name in ("window", "mamba2") else ""
         print(
             f"  {name}: {per_token['2k']:.2f} us a token at 2k, {per_token['32k']:.2f} at 32k: "
-            f"{per_token['32k'] / per_token['2k']:.2f}x{goal}"
+            f"{ratio(seconds['32k'], seconds['2k']):.2f}x{goal}"
         )
 
 
@@ -233,7 +266,7 @@ def moe(rounds: int) -> None:
         model.init_weights(0).train()
         steps[name] = lambda model=model: next_token(model, batch)[0].backward()
     seconds = turns(steps, rounds)
-    print(f"  forward and backward: {seconds['moe'] / seconds['dense']:.2f}x the time (goal: under 1.35)")
+    print(f"  forward and backward: {ratio(seconds['moe'], seconds['dense']):.2f}x the time (goal: under 1.35)")
 
 
 def main() -> None:

@@ -75,6 +75,14 @@ def test_only_what_never_changes_the_result_is_left_out_of_the_identity():
     assert not [f.name for f in fields(ModelConfig) if f.metadata.get("identity") is False]
 
 
+def test_a_cpu_takes_rows_a_few_at_a_time_and_a_gpu_all_at_once_unless_the_recipe_says():
+    config = TrainConfig()
+    assert [config.rows_at_once(32, length, "cpu") for length in (128, 512, 2048, 4096)] == [16, 4, 1, 1]
+    assert config.rows_at_once(3, 128, "cpu") == 3 and config.rows_at_once(32, 512, "cuda") == 32
+    given = TrainConfig(micro_batch_size=8)
+    assert [given.rows_at_once(rows, 4096, device) for rows in (4, 32) for device in ("cpu", "cuda")] == [4, 4, 8, 8]
+
+
 def test_a_tokenizer_sets_the_vocabulary_or_must_fit_it():
     assert ModelConfig().with_vocabulary(300).vocab_size == 300
     assert ModelConfig(vocab_size=512).with_vocabulary(300).vocab_size == 512
