@@ -66,13 +66,17 @@ class Family:
 
     def misfits(self, config: ModelConfig) -> list[str]:
         """What of a model of ours this family can't hold: 'field = value', or the family's own refusal."""
+        return self.compare(config)[1]
+
+    def compare(self, config: ModelConfig) -> tuple[bool, list[str]]:
+        """(whether the family refuses the config as a whole, its misfits)"""
         try:
             back = effective(self.read(self.write(config)))
         except ValueError as error:
-            return [str(error)]
+            return True, [str(error)]
         wanted = effective(config)
         differ = [name for name in wanted if not _equal(wanted[name], back.get(name))]
-        return [f"{name} = {wanted[name]!r}" for name in differ] + [f"no {n}" for n in back if n not in wanted]
+        return False, [f"{name} = {wanted[name]!r}" for name in differ] + [f"no {n}" for n in back if n not in wanted]
 
 
 def effective(config: ModelConfig) -> dict[str, Any]:
@@ -195,8 +199,8 @@ def choose_family(config: ModelConfig, wanted: str | None = None) -> Family:
         if misfits:
             raise Unsupported(f"{family.architecture} can't hold this model: {'; '.join(misfits)}.")
         return family
-    tried = [(family.misfits(config), family) for family in families()]
-    nearest, family = min(tried, key=lambda t: len(t[0]))
+    tried = [(*family.compare(config), family) for family in families()]
+    _, nearest, family = min(tried, key=lambda t: (t[0], len(t[1])))
     if not nearest:
         return family
     raise Unsupported(

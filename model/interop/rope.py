@@ -20,23 +20,32 @@ KINDS = ("default", "linear", "yarn", "llama3")
 
 @dataclass(frozen=True)
 class Rope:
-    """The positions of a family whose default theta is `theta`, and which turns `fraction` of each head."""
+    """The positions of a family whose default theta is `theta`.
+
+    fraction: what it turns of each head where no key says; None: whole heads, whatever a key says, as its model in
+        `transformers` never asks.
+    """
 
     theta: float = 10_000.0
-    fraction: float = 1.0
+    fraction: float | None = None
 
     def read(self, theirs: Theirs) -> Ours:
         given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+        scaling, fraction = read_scaling(given, theirs), _fraction(given, theirs, self.fraction or 1.0)
+        if self.fraction is None and fraction != 1:
+            if scaling is not None:
+                raise Unsupported.key("partial_rotary_factor", fraction, "this architecture turns whole heads")
+            fraction = 1.0
         return {
             "position": "rope",
             "rope_theta": float(given.get("rope_theta") or theirs.get("rope_theta") or self.theta),
-            "rope_fraction": _fraction(given, theirs, self.fraction),
-            "rope_scaling": read_scaling(given, theirs),
+            "rope_fraction": fraction,
+            "rope_scaling": scaling,
         }
 
     def write(self, config: ModelConfig) -> Theirs:
         parameters = write_scaling(config)
-        partial = {} if config.rope_fraction == 1 else {"partial_rotary_factor": config.rope_fraction}
+        partial = {} if self.fraction is None else {"partial_rotary_factor": config.rope_fraction}
         scaling = None if parameters["rope_type"] == "default" else _without_theta(parameters)
         return {
             "rope_parameters": parameters | partial,

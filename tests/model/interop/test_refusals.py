@@ -32,6 +32,11 @@ REFUSED = [
     ("Mamba2ForCausalLM", {"hidden_size": 4096, "rms_norm": False}, "rms_norm = False"),
     ("BambaForCausalLM", {"mamba_n_heads": 4, "mamba_proj_bias": True}, "mamba_proj_bias = True"),
     ("RecurrentGemmaForCausalLM", {"block_types": ["mamba"]}, r"block_types\[0\] = 'mamba'.*recurrent, attention"),
+    (
+        "LlamaForCausalLM",
+        {"rope_parameters": rope(kind="linear", factor=2.0), "partial_rotary_factor": 0.5},
+        "partial_rotary_factor = 0.5.*whole heads",
+    ),
     ("BertForMaskedLM", {}, "'BertForMaskedLM' is not known. Known are LlamaForCausalLM, .*Mamba2ForCausalLM"),
 ]
 
@@ -138,6 +143,8 @@ OURS = [
     (replace(SMALL, rope_scaling=RopeScaling("ntk", 4.0)), "LlamaForCausalLM"),
     (replace(SMALL, pattern=("short_conv", "attention"), qk_norm=True), "Lfm2ForCausalLM"),
     (replace(SMALL, pattern=("mamba2", "attention"), rope_fraction=0.5), "BambaForCausalLM"),
+    (replace(SMALL, pattern=("mamba2", "attention")), "BambaForCausalLM"),
+    (replace(SMALL, rope_fraction=0.5), "BambaForCausalLM"),  # of attention alone
     (replace(SMALL, pattern=("mamba2",), ff_pattern=("none",)), "Mamba2ForCausalLM"),
 ]
 
@@ -168,11 +175,25 @@ def test_a_model_trained_here_is_exported_to_the_family_that_can_hold_it(config,
         ({"pattern": ("window",), "global_tokens": 2}, "global_tokens = 2"),
         ({"causal": False}, "causal = False"),
         ({"logit_softcap": 9.0}, "logit_softcap = 9.0"),
+        ({"rope_fraction": 0.5, "qk_norm": True}, "rope_fraction = 0.5"),
     ],
 )
 def test_a_model_that_no_family_can_hold_is_told_why(changes, named):
     with pytest.raises(Unsupported, match=f"nearest is .*{named}"):
         choose_family(replace(SMALL, **changes))
+
+
+def test_heads_are_turned_whole_where_transformers_never_reads_the_share(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    their_model("llama-tied").save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"partial_rotary_factor": 0.5}))
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    ours, theirs = load_model(tmp_path / "ours"), AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    assert ours.config.rope_fraction == 1
+    tokens = torch.randint(0, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.logits(ours(tokens)[0]), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_family_asked_for_must_be_able_to_hold_the_model():
