@@ -24,7 +24,9 @@ from model.state import KVCache
 
 
 class Attention(nn.Module):
-    """Other patterns of who sees whom, `window`, replace `_mix`, `_continue`, `_remember` and `new_state`."""
+    """Other patterns of who sees whom, `window`, replace `_mix`, `_continue`, `_remember`, `_keys_seen` and
+    `new_state`.
+    """
 
     sees_all = True  # of its document, or what came before in it
 
@@ -120,11 +122,13 @@ class Attention(nn.Module):
             if norm is not None:
                 norm.init_weights()
 
-    def flops_per_token(self, span: float) -> float:
-        """Forward FLOPs of scores and values for a query that sees `span` keys; the matrices are counted
-        apart.
-        """
-        return 4 * self.n_heads * self.head_dim * span
+    def flops_per_token(self, span_N: Tensor) -> float:
+        """Forward FLOPs of scores and values; the matrices are counted apart."""
+        return 4 * self.n_heads * self.head_dim * float(self._keys_seen(span_N).mean())
+
+    def _keys_seen(self, span_N: Tensor) -> Tensor:
+        """How many keys each query sees."""
+        return span_N
 
     def parameter_roles(self) -> dict[str, Role]:
         return {"qkv.weight": Role("matrix", rows=self.sizes)}

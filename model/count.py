@@ -2,8 +2,8 @@
 
 FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the
 gradient of the input and of the weight); recomputation under activation checkpointing is not model FLOPs and
-is not counted. Attention's scores are counted over the keys that a query really sees: (T + 1) / 2 on average
-under a causal mask, else T.
+is not counted. Attention's scores are counted over the keys that each query really sees: in a document of T
+tokens (T + 1) / 2 on average under a causal mask, else T, and as many as its window reaches.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.decoder import Block, Decoder
 from model.moe import MoE
 from model.objectives.next_token import IGNORE
+from model.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,16 @@ def parameters(config: ModelConfig) -> Parameters:
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, span: float | None = None) -> float:
-    """FLOPs of one token of rows of `seq_len`; `span` overrides the mean number of keys a query sees
-    ((seq_len + 1) / 2 or seq_len, for rows of one document each)."""
-    if span is None:
-        span = (seq_len + 1) / 2 if config.causal else seq_len
+    """Mean FLOPs of a token of rows of `seq_len`, of one document each; `span`: of one that could see so many keys."""
+    if span is not None:
+        span_N = torch.tensor([span], dtype=torch.float64)
+    elif config.causal:
+        span_N = torch.arange(1, seq_len + 1, dtype=torch.float64)
+    else:
+        span_N = torch.tensor([seq_len], dtype=torch.float64)
     model = meta_model(config)
     forward = 2.0 * parameters(config).matrices
-    forward += sum(block.mixer.flops_per_token(span) for block in model.modules() if isinstance(block, Block))
+    forward += sum(block.mixer.flops_per_token(span_N) for block in model.modules() if isinstance(block, Block))
     return forward * 3 if train else forward
 
 
@@ -62,7 +66,7 @@ class StepFlops:
     only tokens with a target reach the head."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.both_ways = 1 if config.causal else 2
+        self.causal = config.causal
         self.mixers = [block.mixer for block in meta_model(config).modules() if isinstance(block, Block)]
         self.head = 2.0 * config.vocab_size * config.d_model
         self.matrices = 2.0 * parameters(config).matrices - self.head
@@ -73,7 +77,12 @@ class StepFlops:
         """
         tokens = batch[0].numel()
         positions, targets = getattr(batch, "positions_BT", None), getattr(batch, "targets_BT", None)
-        position = (batch[0].shape[-1] - 1) / 2 if positions is None else float(positions.float().mean())
+        if positions is None:
+            positions = torch.arange(batch[0].shape[-1]).expand(batch[0].shape)
+        span_N = (positions.double() + 1).flatten().cpu()
+        if not self.causal:
+            lengths = Segments.from_positions(positions.flatten(0, -2)).bounds_N.diff()
+            span_N = lengths.repeat_interleave(lengths).double().cpu()
         predicted = n_valid if targets is None else int((targets != IGNORE).sum())
-        mixing = sum(mixer.flops_per_token(self.both_ways * position + 1) for mixer in self.mixers)
+        mixing = sum(mixer.flops_per_token(span_N) for mixer in self.mixers)
         return 3 * (tokens * (self.matrices + mixing) + predicted * self.head)

@@ -87,11 +87,11 @@ class H3(nn.Module):
         self.shift.init_weights(generator)
         self.diagonal.init_weights(generator)
 
-    def flops_per_token(self, span: float) -> float:
+    def flops_per_token(self, span_N: Tensor) -> float:
         """The shift; for each entry of k v^T, the keys of its chunk, and into and out of the state; the gates."""
         heads, states = self.diagonal.C.shape
         entries = heads * self.head_dim**2
-        seen = min(span, (self.diagonal.chunk + 1) / 2)
+        seen = min(float(span_N.mean()), (self.diagonal.chunk + 1) / 2)
         return self.shift.flops_per_token + entries * (2 * seen + 4 * states + 3)
 
     def parameter_roles(self) -> dict[str, Role]:

@@ -99,8 +99,8 @@ class LinearAttention(nn.Module):
         linear_(self.out, output_std, generator)
         self.norm.init_weights()
 
-    def flops_per_token(self, span: float) -> float:
-        """Forward FLOPs of a chunk's four products by its tokens, however many keys (`span`) a token could see."""
+    def flops_per_token(self, span_N: Tensor) -> float:
+        """Forward FLOPs of a chunk's four products by its tokens, however many keys (`span_N`) a token could see."""
         return self.n_heads * (2 * self.chunk * (self.k_dim + self.v_dim) + 4 * self.k_dim * self.v_dim)
 
     def parameter_roles(self) -> dict[str, Role]:

@@ -134,9 +134,9 @@ class Mamba2(nn.Module):
         nn.init.ones_(self.D)
         self.norm.init_weights()
 
-    def flops_per_token(self, span: float) -> float:
+    def flops_per_token(self, span_N: Tensor) -> float:
         """The convolution; C B^T and its product with x over the keys of a token's chunk; into and out of the state."""
-        seen = min(span, (self.chunk + 1) / 2)
+        seen = min(float(span_N.mean()), (self.chunk + 1) / 2)
         inner, _, shared = self.sizes[:3]
         return self.conv1d.flops_per_token + 2 * seen * (shared + inner) + 4 * self.d_state * inner
 

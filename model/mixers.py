@@ -6,12 +6,13 @@ model:
     forward(x_BTD, segments, state=None) -> (y_BTD, state)   one path for training, prefill and decoding
     init_weights(generator, std, output_std)                every parameter of its own
     new_state(batch, max_len, device, dtype)                its memory for generation; has `.select(rows)`
-    flops_per_token(span)                                   forward FLOPs beyond its weight matrices, and
-                                                            `span` is the mean number of keys a query sees
+    flops_per_token(span_N)                                 mean forward FLOPs beyond its weight matrices, of N
+                                                            tokens; `span_N`: how many keys of its document each
+                                                            could see, itself included
     parameter_roles() -> {name: Role}                       only for parameters whose role their shape hides
 
 Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one
-line.
+line here; settings of its own are a class in part_configs.py and a field of ModelConfig.
 """
 
 from importlib import import_module

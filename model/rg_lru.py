@@ -75,7 +75,7 @@ class RecurrentBlock(nn.Module):
         self.conv_1d.init_weights(generator)
         self.rg_lru.init_weights(generator, std)
 
-    def flops_per_token(self, span: float) -> float:
+    def flops_per_token(self, span_N: Tensor) -> float:
         """The convolution, both gates' blocks, and the recurrence."""
         gates = 2 * (self.rg_lru.input_gate_weight.numel() + self.rg_lru.recurrent_gate_weight.numel())
         return self.conv_1d.flops_per_token + gates + 2 * self.linear_x.out_features

@@ -40,7 +40,7 @@ class ShortConv(nn.Module):
         self.conv.init_weights(generator)
         linear_(self.out_proj, output_std, generator)
 
-    def flops_per_token(self, span: float) -> float:
+    def flops_per_token(self, span_N: Tensor) -> float:
         return self.conv.flops_per_token
 
     def parameter_roles(self) -> dict[str, Role]:

@@ -118,10 +118,20 @@ class Window(Attention):
         first, ring = min(self.global_tokens, max_len), min(self.window, max_len)
         return WindowCache.empty(batch, self.n_kv_heads, first, ring, self.head_dim, device, dtype)
 
-    def flops_per_token(self, span: float) -> float:
-        """Of the keys that a query sees, not of the others that its block meets."""
-        reach = self.window if self.causal else 2 * self.window - 1
-        return super().flops_per_token(min(span, reach + self.global_tokens))
+    def _keys_seen(self, span_N: Tensor) -> Tensor:
+        """Not counting the other keys that its block meets. Both ways, a span is a document's length, and the mean over
+        its places stands for each of them."""
+        W, G = self.window, self.global_tokens
+        if self.causal:
+            return span_N.clamp(max=W + G)
+        lengths, of = span_N.long().unique(return_inverse=True)
+        means = []
+        for length in lengths.tolist():
+            place = torch.arange(length)
+            first, last = (place - W + 1).clamp(min=0), (place + W - 1).clamp(max=length - 1)
+            pairs = torch.where(place < G, length, last - first + 1 + first.clamp(max=G)).sum()
+            means.append(pairs.double() / max(1, length))
+        return torch.stack(means)[of]
 
 
 class _Reach(torch.autograd.Function):

@@ -80,3 +80,27 @@ def test_a_step_that_looks_both_ways_counts_whole_documents_and_tokens_with_a_ta
     expected = 32 * (flops_per_token(config, 32, span=seen) - head) + 7 * head
     assert abs(StepFlops(config)(Batch(tokens, targets, positions), 31) / expected - 1) < 1e-6
     assert flops_per_token(config, 32) == flops_per_token(config, 32, span=32)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (5, 0), (4, 6), (8, 2), (30, 3), (64, 1)])
+def test_windows_count_the_pairs_that_their_mask_lets_through(window, global_tokens, causal):
+    """Longformer's rule, pair by pair, over packed documents and over whole rows."""
+    sizes = {"pattern": ("window",), "window": window, "global_tokens": global_tokens, "causal": causal}
+    config = ModelConfig(**SMALL, **sizes)
+
+    def pairs(length: int) -> int:
+        p, j = torch.arange(length)[:, None], torch.arange(length)
+        near, wide = (p - j).abs() < window, (j < global_tokens) | (p < global_tokens)
+        seen = (near | wide) & (j <= p) if causal else near | wide
+        return int(seen.sum())
+
+    per_pair = 4 * 32 * 2
+    without = flops_per_token(config, 32, train=False, span=0)
+    given = flops_per_token(config, 32, train=False) - without
+    assert given == pytest.approx(per_pair * pairs(32) / 32, rel=1e-9)
+    positions = torch.cat((torch.arange(9), torch.arange(23)))[None].repeat(2, 1)
+    tokens = random_tokens(2, 32)
+    step = StepFlops(config)(Batch(tokens, tokens, positions), 64)
+    expected = 3 * (64 * without + per_pair * 2 * (pairs(9) + pairs(23)))
+    assert step == pytest.approx(expected, rel=1e-9)

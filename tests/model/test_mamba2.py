@@ -122,5 +122,5 @@ def test_flops_are_the_products_it_does(config):
     """L x L products are counted at the pairs that see each other, (L + 1) / 2 of L."""
     mixer = lively_mixer("mamba2", config)
     unseen = 2 * (mixer.chunk - (mixer.chunk + 1) / 2) * (mixer.sizes[0] + mixer.sizes[2])
-    counted = mixer.flops_per_token(1e9) - mixer.conv1d.flops_per_token
+    counted = mixer.flops_per_token(torch.tensor([1e9])) - mixer.conv1d.flops_per_token
     assert products_per_token(mixer, 4 * mixer.chunk) == counted + unseen

@@ -177,9 +177,3 @@ def kept(T: int) -> int:
 
 def test_memory_for_backward_grows_linearly():
     assert kept(2048) < 2.1 * kept(1024)
-
-
-def test_flops_count_the_keys_that_are_seen():
-    mixer = Window(ModelConfig(**SMALL, pattern=("window",), window=8, global_tokens=2), 0)
-    assert mixer.flops_per_token(5) == 4 * 32 * 5
-    assert mixer.flops_per_token(5000) == 4 * 32 * 10
