@@ -36,8 +36,8 @@ class Attention(nn.Module):
         self.causal, self.scale = config.causal, mup.attention_scale(config)
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.sizes = (q, kv, kv)
-        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-        out_bias = config.bias if config.out_bias is None else config.out_bias
+        qkv_bias = config.has_qkv_bias
+        out_bias = config.has_out_bias
         self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=qkv_bias)
         self.out = nn.Linear(self.sizes[0], config.d_model, bias=out_bias)
         rope = config.position == "rope"

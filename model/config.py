@@ -173,6 +173,18 @@ class ModelConfig:
         return self.n_kv_heads or self.n_heads
 
     @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_out_bias(self) -> bool:
+        return self.bias if self.out_bias is None else self.out_bias
+
+    @property
+    def has_ff_bias(self) -> bool:
+        return self.bias if self.ff_bias is None else self.ff_bias
+
+    @property
     def gated(self) -> bool:
         return self.feed_forward in GATED
 

@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, width: int | None = None) -> None:
         super().__init__()
         self.kind, width = config.feed_forward, width or config.ff_width
-        bias = config.bias if config.ff_bias is None else config.ff_bias
+        bias = config.has_ff_bias
         self.gate = nn.Linear(config.d_model, width, bias=bias) if config.gated else None
         self.up = nn.Linear(config.d_model, width, bias=bias)
         self.down = nn.Linear(width, config.d_model, bias=bias)

@@ -49,8 +49,8 @@ class H3(nn.Module):
         self.head_dim, D = config.h3.head_dim, config.d_model
         if D % self.head_dim:
             raise ValueError(f"h3.head_dim = {self.head_dim} does not divide d_model = {D}: change one")
-        in_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-        out_bias = config.bias if config.out_bias is None else config.out_bias
+        in_bias = config.has_qkv_bias
+        out_bias = config.has_out_bias
         self.q = nn.Linear(D, D, bias=in_bias)
         self.k = nn.Linear(D, D, bias=in_bias)
         self.v = nn.Linear(D, D, bias=in_bias)

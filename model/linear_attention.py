@@ -50,11 +50,12 @@ class LinearAttention(nn.Module):
         self.v_dim, self.k_dim = config.head_dim, max(1, config.head_dim // 2)
         k, v = self.n_heads * self.k_dim, self.n_heads * self.v_dim
         self.sizes = (k, k, v, v)
-        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-        out_bias = config.bias if config.out_bias is None else config.out_bias
+        qkv_bias = config.has_qkv_bias
+        out_bias = config.has_out_bias
         self.qkvr = nn.Linear(config.d_model, sum(self.sizes), bias=qkv_bias)
         self.gate_down = nn.Linear(config.d_model, GATE_RANK, bias=False)
         self.gate_up = nn.Linear(GATE_RANK, k, bias=True)
+        self.init_std = config.init_std
         self.norm = rms_norm(config, self.v_dim)
         self.out = nn.Linear(v, config.d_model, bias=out_bias)
 
@@ -94,8 +95,9 @@ class LinearAttention(nn.Module):
         return LinearState(torch.zeros(batch, self.n_heads, self.k_dim, self.v_dim, device=device))
 
     def init_weights(self, generator: torch.Generator, std: float, output_std: float) -> None:
-        for linear in (self.qkvr, self.gate_down, self.gate_up):
-            linear_(linear, std, generator)
+        linear_(self.qkvr, std, generator)
+        linear_(self.gate_down, std, generator)
+        linear_(self.gate_up, self.init_std, generator)  # its fan-in is the same at every width (mup.py)
         linear_(self.out, output_std, generator)
         self.norm.init_weights()
 

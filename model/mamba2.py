@@ -70,7 +70,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
         self.D = nn.Parameter(torch.empty(self.n_heads))
         self.norm = GroupedRMSNorm(inner, m.n_groups, config.norm_eps)
-        out_bias = config.bias if config.out_bias is None else config.out_bias
+        out_bias = config.has_out_bias
         self.out_proj = nn.Linear(inner, config.d_model, bias=out_bias)
 
     def forward(

@@ -16,7 +16,7 @@ so that at D = n nothing is changed, bit for bit. Every width is taken to grow i
 - Matrices into few outputs (a router's experts, a scan's B, C and step sizes) are treated as hidden ones: the same
   learning rate as table 8's output weights, and an initial output of order 1, not 1 / sqrt(D).
 - Experts are hidden matrices. The fan-in of convolutions, decays, gates per head and out of a low rank (`Role.narrow`)
-  doesn't grow: their learning rate is that of vectors.
+  doesn't grow: their learning rate and initial std are those of vectors.
 - Muon's update of an m x n matrix is scaled by sqrt(max(m, n)), to AdamW's size (optim/muon.py), so its spectral norm
   grows as sqrt(D); it must stay at sqrt(m / n) (Yang, Simon & Bernstein 2023, arXiv 2310.17813): hence sqrt(r).
 - Weight decay is divided by the group's factor: lr * decay is what decays, and doesn't depend on width (independent

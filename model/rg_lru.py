@@ -45,7 +45,8 @@ class RecurrentBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width = config.rg_lru.width or config.d_model
-        out_bias = config.bias if config.out_bias is None else config.out_bias
+        out_bias = config.has_out_bias
+        self.init_std = config.init_std
         self.linear_y = nn.Linear(config.d_model, width, bias=config.bias)
         self.linear_x = nn.Linear(config.d_model, width, bias=config.bias)
         self.conv_1d = CausalConv(width, config.rg_lru.conv_width, bias=True)
@@ -73,7 +74,7 @@ class RecurrentBlock(nn.Module):
         linear_(self.linear_x, std, generator)
         linear_(self.linear_out, output_std, generator)
         self.conv_1d.init_weights(generator)
-        self.rg_lru.init_weights(generator, std)
+        self.rg_lru.init_weights(generator, self.init_std)  # a block's fan-in is the same at every width (mup.py)
 
     def flops_per_token(self, span_N: Tensor) -> float:
         """The convolution, both gates' blocks, and the recurrence."""

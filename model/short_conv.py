@@ -20,7 +20,7 @@ class ShortConv(nn.Module):
         super().__init__()
         D, own = config.d_model, config.short_conv.bias
         bias = config.bias if own is None else own
-        out_bias = bias if own is not None or config.out_bias is None else config.out_bias
+        out_bias = config.has_out_bias if own is None else own
         self.sizes = (D, D, D)  # B, C, x
         self.in_proj = nn.Linear(D, 3 * D, bias=bias)
         self.conv = CausalConv(D, config.short_conv.conv_width, bias)

@@ -14,6 +14,8 @@ try:
 except ImportError:  # a torch without it
     varlen_attn = None
 
+KERNEL = getattr(getattr(torch.ops.torch_attn, "_varlen_attn", None), "default", None)  # what autograd sees of it
+
 
 def usable(x: Tensor, segments: Segments) -> bool:
     """Whether documents packed in `segments` can be mixed by the one kernel; `x` is any of their activations."""

@@ -92,6 +92,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Pa
 
 def test_the_line_makes_every_artifact_and_registers_a_champion(finished: Path) -> None:
     assert set(manifests(str(finished / "store"))) == STEPS
+    completed, answered = asked(finished)
+    assert isinstance(completed[0], str) and isinstance(answered[0], str)
+
+
+def asked(folder: Path) -> list[list[str]]:
+    """What the champion makes of a text and of a chat, looked up by MLflow alone in a process of its own."""
     code = (
         "import mlflow, json\n"
         "model = mlflow.pyfunc.load_model('models:/tiny@champion')\n"
@@ -101,10 +107,29 @@ def test_the_line_makes_every_artifact_and_registers_a_champion(finished: Path) 
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     env["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=finished, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    completed, answered = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_hybrid_of_every_mixer_with_experts_goes_through_the_whole_line(tmp_path: Path, prefect_home: Path) -> None:
+    parts = {
+        "pattern": ["mamba2", "rg_lru", "window", "linear_attention", "h3", "short_conv", "attention"],
+        "n_layers": 7,
+        "ff_pattern": ["dense", "moe"],
+        "window": 16,
+        "moe": {"n_experts": 4, "top_k": 2},
+        "mamba2": {"d_state": 8, "head_dim": 16},
+    }
+    toml = {key: json.dumps(value) for key, value in parts.items() if not isinstance(value, dict)}
+    toml |= {f"{key}.{k}": str(v) for key, value in parts.items() if isinstance(value, dict) for k, v in value.items()}
+    sets = [word for key, value in toml.items() for word in ("--set", f"model.{key}={value}")]
+    run(tmp_path, prefect_home, "--set", "cluster.workers=0", *sets)
+    assert set(manifests(str(tmp_path / "store"))) == STEPS
+    loss = [value for _, value, _ in curve(tmp_path / "store")]
+    assert sum(loss[-5:]) / 5 < loss[0] - 0.3
+    completed, answered = asked(tmp_path)
     assert isinstance(completed[0], str) and isinstance(answered[0], str)
 
 

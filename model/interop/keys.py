@@ -30,9 +30,6 @@ class Declaration(Protocol):
     def write(self, config: ModelConfig) -> Theirs: ...
 
 
-_BIASES = ("qkv_bias", "out_bias", "ff_bias")
-
-
 def value(config: ModelConfig, field: str) -> Any:
     """A field's value, with what follows from other fields filled in."""
     known = {
@@ -40,11 +37,12 @@ def value(config: ModelConfig, field: str) -> Any:
         "d_head": config.head_dim,
         "d_ff": config.ff_width,
         "moe.d_ff": config.expert_width,
+        "qkv_bias": config.has_qkv_bias,
+        "out_bias": config.has_out_bias,
+        "ff_bias": config.has_ff_bias,
     }
     if field in known:
         return known[field]
-    if field in _BIASES and getattr(config, field) is None:
-        return config.bias
     found: Any = config
     for name in field.split("."):
         found = getattr(found, name)

@@ -68,6 +68,13 @@ SHAPES = {
         mamba2=Mamba2Config(d_state=4, head_dim=16, n_groups=2, conv_width=3, conv_bias=False, chunk=5),
         bias=True,
     ),
+    "hybrid-moe": ModelConfig(
+        **SMALL | {"n_layers": 3},
+        pattern=("mamba2", "mamba2", "attention"),
+        ff_pattern=("moe",),
+        mamba2=Mamba2Config(d_state=8, head_dim=8, chunk=8),
+        moe=MoeConfig(n_experts=4, top_k=2),
+    ),
     "h3": ModelConfig(**SMALL, pattern=("h3",), h3=H3Config(d_state=8, chunk=8)),
     "h3-heads-hybrid": ModelConfig(
         **SMALL, pattern=("h3", "attention"), h3=H3Config(d_state=4, head_dim=4, shift=3, chunk=5), bias=True

@@ -1,7 +1,17 @@
-"""Gated linear attention by chunks against the recurrence, token by token, in double precision."""
+"""Gated linear attention against the recurrence, token by token: its chunks in double precision, then the mixer."""
+
+import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
+from mixing import (
+    PACKINGS,
+    check_a_document_is_cut_off_from_another,
+    check_generation,
+    check_packed_rows,
+    lively_mixer,
+)
 from small_models import SMALL
 
 from model.config import ModelConfig
@@ -46,6 +56,48 @@ def test_chunks_equal_the_recurrence(T, chunk, gates, from_state):
     for given, wanted in pairs:
         assert given.dtype == torch.float32
         torch.testing.assert_close(given.double(), wanted, atol=2e-5 * max(1.0, wanted.abs().max().item()), rtol=1e-4)
+
+
+MIXERS = {
+    "small": ModelConfig(97, 32, 1, 4, linear_attention=LinearAttentionConfig(chunk=8)),
+    "biases": ModelConfig(97, 32, 1, 2, d_head=12, bias=True, linear_attention=LinearAttentionConfig(chunk=5)),
+}
+by_config = pytest.mark.parametrize("config", MIXERS.values(), ids=MIXERS.keys())
+
+
+def naive_mixer(mixer, x_TD):
+    """One document, head by head and state by state, as the paper's section 4.4 writes the layer."""
+    H, K, V = mixer.n_heads, mixer.k_dim, mixer.v_dim
+    W, b = mixer.qkvr.weight, mixer.qkvr.bias
+    edges = [0, H * K, 2 * H * K, 2 * H * K + H * V, 2 * H * K + 2 * H * V]
+    q, k, v, r = (
+        x_TD @ W[start:end].t() + (0 if b is None else b[start:end]) for start, end in itertools.pairwise(edges)
+    )
+    alpha = torch.sigmoid(x_TD @ mixer.gate_down.weight.t() @ mixer.gate_up.weight.t() + mixer.gate_up.bias) ** (1 / 16)
+    rows = []
+    for h in range(H):
+        keys, values, S, out = slice(h * K, (h + 1) * K), slice(h * V, (h + 1) * V), torch.zeros(K, V), []
+        for t in range(x_TD.shape[0]):
+            S = alpha[t, keys, None] * S + torch.outer(k[t, keys], v[t, values])
+            o = q[t, keys] @ S / K**0.5
+            out.append(o / torch.sqrt(o.square().mean() + 1e-5) * mixer.norm.weight * F.silu(r[t, values]))
+        rows.append(torch.stack(out))
+    return mixer.out(torch.cat(rows, 1))
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@by_config
+def test_packed_rows_equal_the_recurrence_of_each_document(config, packing):
+    check_packed_rows(lively_mixer("linear_attention", config), naive_mixer, packing)
+
+
+@by_config
+def test_generation_equals_the_recurrence(config):
+    check_generation(lively_mixer("linear_attention", config), naive_mixer)
+
+
+def test_no_state_crosses_a_document_s_start():
+    check_a_document_is_cut_off_from_another(lively_mixer("linear_attention", MIXERS["small"]))
 
 
 def test_a_gate_beyond_the_floor_stays_finite():

@@ -47,6 +47,19 @@ def test_hidden_matrices_start_smaller_in_wider_models_and_embeddings_do_not():
         torch.testing.assert_close(q.detach(), p.detach() * factor)
 
 
+@pytest.mark.parametrize(
+    ("mixer", "narrow"),
+    [("linear_attention", "gate_up.weight"), ("rg_lru", "input_gate_weight"), ("rg_lru", "recurrent_gate_weight")],
+)
+def test_what_has_the_same_fan_in_at_every_width_starts_as_large_in_wider_models(mixer, narrow):
+    plain = ModelConfig(**SMALL | {"d_model": 128, "n_heads": 16}, pattern=(mixer,))
+    weights = [
+        torch.cat([p.flatten() for n, p in Decoder(c).init_weights(0).named_parameters() if n.endswith(narrow)])
+        for c in (plain, replace(plain, mup_base_width=32))
+    ]
+    assert torch.equal(*weights) and float(weights[0].detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_groups_of_every_shape_follow_the_table(config, optimizer):
     """Four times as wide as the base: AdamW's rate of hidden matrices is a quarter, Muon's a half; what decays in a

@@ -5,7 +5,9 @@ import torch
 from small_models import SHAPES, lively, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
+from model import varlen
 from model.objectives.next_token import Batch, next_token
+from model.recompute import KEPT
 from model.train_config import Checkpointing
 
 
@@ -48,3 +50,7 @@ def test_generation_recomputes_nothing():
     model.checkpointing = "selective"
     given, _ = model(random_tokens(1, 5), state=model.new_state(1, 8))
     assert torch.equal(plain, given)
+
+
+def test_selective_keeps_the_packed_attention_of_a_gpu_too():
+    assert varlen.KERNEL is not None and varlen.KERNEL in KEPT
