@@ -7,6 +7,7 @@ Each architecture upgrade is one field whose default is the usual small Llama. P
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+from model.checks import at_least, choose, positive
 from model.mixers import MIXERS, TWO_WAY
 from model.part_configs import (
     H3Config,
@@ -16,9 +17,6 @@ from model.part_configs import (
     RgLruConfig,
     RopeScaling,
     ShortConvConfig,
-    at_least,
-    choose,
-    positive,
 )
 
 FeedForward = Literal["swiglu", "geglu", "gelu", "relu2"]

@@ -21,6 +21,7 @@ from model.moe import MoE
 from model.norm import make_norm
 from model.optim.roles import Role
 from model.segments import Segments
+from model.softcap import softcap
 from model.state import LayerState, State
 from model.train_config import Checkpointing
 
@@ -119,8 +120,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) -> (…, V) float32, soft-capped if the config says so."""
         logits = F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return softcap(logits, self.config.logit_softcap)
 
     def new_state(
         self,

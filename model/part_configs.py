@@ -1,33 +1,12 @@
 """The settings of single parts of a model, each a table of its own in a recipe (`[model.moe]`, `[model.mamba2]`, …)."""
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from model.checks import HOW, at_least, choose, positive
 
 RopeKind = Literal["linear", "ntk", "yarn", "llama3"]
 Balance = Literal["loss", "bias", "none"]
-
-HOW: dict[str, Any] = {"identity": False}
-
-
-def choose(name: str, given: object, allowed: tuple[str, ...]) -> None:
-    """ValueError with the nearest right name if `given` is not one of `allowed`."""
-    if given not in allowed:
-        near = get_close_matches(str(given), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} = {given!r} is not one of {', '.join(map(repr, allowed))}{hint}")
-
-
-def at_least(name: str, given: float | None, least: float) -> None:
-    """ValueError if `given` is a number below `least`."""
-    if given is not None and not given >= least:
-        raise ValueError(f"{name} = {given} is too small: it must be at least {least}")
-
-
-def positive(name: str, given: float | None) -> None:
-    """ValueError if `given` is a number that is not greater than 0."""
-    if given is not None and not given > 0:
-        raise ValueError(f"{name} = {given} must be greater than 0")
 
 
 @dataclass(frozen=True)

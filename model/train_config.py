@@ -6,7 +6,7 @@ A field marked `HOW` changes how fast or where something runs, never its result,
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from model.part_configs import HOW, at_least, choose, positive
+from model.checks import HOW, at_least, choose, positive
 
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 Optimizer = Literal["adamw", "muon"]

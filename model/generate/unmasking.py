@@ -4,7 +4,7 @@ that a recipe can be read without it."""
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from model.part_configs import at_least, choose
+from model.checks import at_least, choose
 
 Order = Literal["confidence", "random"]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.decoder import Decoder
 from model.objectives.next_token import chunk_rows
 from model.segments import Segments
+from model.softcap import slope, softcap_
 
 
 def sequence_logprobs(model: Decoder, tokens_BT: Tensor, mask_BT: Tensor, segments: Segments | None = None) -> Tensor:
@@ -40,8 +41,7 @@ def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, soft
 
 
 def _logits(h: Tensor, w_VD: Tensor, softcap: float | None) -> Tensor:
-    z = F.linear(h, w_VD).float()
-    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
+    return softcap_(F.linear(h, w_VD).float(), softcap)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -69,12 +69,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
             at = slice(start, start + ctx.chunk)
             h, target, grad = hidden_ND[at], targets_N[at], grads[0][at]
             z = _logits(h, w_VD, ctx.softcap)
-            slope = None if ctx.softcap is None else 1 - (z / ctx.softcap).square_()
+            steep = None if ctx.softcap is None else slope(z, ctx.softcap)
             dz = z.sub_(lse_N[at, None]).exp_().neg_()
             dz[torch.arange(target.shape[0], device=dz.device), target] += 1
             dz *= grad[:, None]
-            if slope is not None:
-                dz *= slope
+            if steep is not None:
+                dz *= steep
             dz = dz.to(h.dtype)
             d_hidden[at] = dz @ w_VD
             d_weight += (dz.t() @ h).float()

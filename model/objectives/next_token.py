@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.decoder import Decoder
 from model.segments import Segments
+from model.softcap import slope, softcap_
 
 IGNORE = -100
 CHUNK_ROWS = 512  # tokens whose logits a CPU makes at once, or a quarter where they are more than
@@ -92,10 +93,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             at = slice(start, start + chunk) if rows is None else rows[start : start + chunk]
             h, target = hidden_ND[at], targets_N[at]
             z = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]]) if exact else F.linear(h, w_VD).float()
-            if softcap is not None:
-                z = z.div_(softcap).tanh_().mul_(softcap)
+            z = softcap_(z, softcap)
             picked = z.gather(1, target[:, None]).squeeze(1)
-            slope = (z / softcap).square_().neg_().add_(1) if softcap is not None and need else None
+            steep = slope(z, softcap) if softcap is not None and need else None
             largest = z.amax(1)
             p = torch.softmax(z, 1, out=z)  # one fused pass; the largest p is at least 1 / V, so its log is exact
             lse = largest - p.amax(1).log_()
@@ -110,8 +110,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if z_loss:
                 dz *= (1 + 2 * z_loss * lse)[:, None]
             dz[torch.arange(target.shape[0], device=dz.device), target] -= 1
-            if slope is not None:
-                dz *= slope
+            if steep is not None:
+                dz *= steep
             if weight is not None:
                 dz *= weight[:, None]
             dz = dz.to(h.dtype)
