@@ -1,4 +1,7 @@
-"""The soft-cap of logits, c tanh(z / c): Bello et al. 2016, arXiv 1611.09940; Gemma 2, arXiv 2408.00118, section 2. It keeps them within (-c, c) and leaves small ones as they are. None for c: no cap."""
+"""The soft-cap of logits, c tanh(z / c): Bello et al. 2016, arXiv 1611.09940; Gemma 2, arXiv 2408.00118, section 2.
+
+It keeps them within (-c, c) and leaves small ones as they are. None for c: no cap.
+"""
 
 from torch import Tensor
 
