@@ -215,7 +215,9 @@ def batches(step: int) -> Batch:
     return Batch(tokens[:, :-1], targets, torch.arange(16).expand(ROWS, 16))
 
 
-CONFIG = TrainConfig(steps=1, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=0, checkpoint_every=0)
+CONFIG = TrainConfig(
+    steps=1, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=0, checkpoint_every=0, precision="fp32"
+)
 
 
 @pytest.mark.parametrize("size", [1, 3, ROWS])

@@ -18,7 +18,9 @@ from model.segments import Segments
 from model.train_config import TrainConfig
 from model.trainer import Batch, StepReport, read_state, train
 
-CONFIG = TrainConfig(steps=6, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0)
+CONFIG = TrainConfig(
+    steps=6, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0, precision="fp32"
+)
 
 
 def batches(step: int) -> Batch:
