@@ -212,13 +212,14 @@ def _memory(config: ModelConfig, train: TrainConfig, length: int, device: str, d
 
     from model.memory import memory
 
+    dtype = dtype or torch.float32
     return memory(
         config,
-        train.rows_at_once(train.batch_size, length, device),
+        train.rows_at_once(train.batch_size, length, device, dtype.itemsize),
         length,
         optimizer=train.optimizer,
         checkpointing=train.activation_checkpointing,
-        dtype=dtype or torch.float32,
+        dtype=dtype,
         device=device,
     )
 

@@ -5,15 +5,15 @@
 Shapes: B rows, T tokens, D head size, H heads of queries, K heads of keys and values, S keys.
 
 Packed documents never see each other and no T x T mask exists: `by_document` regroups the tokens by
-document, each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU); `varlen` is one kernel
-for all documents, on CUDA.
+document, each group is one causal scaled_dot_product_attention (flash kernel on CPU and GPU). Two other kernels are
+taken where they are faster: `varlen`, all documents at once, on CUDA; `blocked`, in bf16 on a CPU.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import mup, varlen
+from model import blocked, mup, varlen
 from model.config import ModelConfig
 from model.init import linear_
 from model.norm import rms_norm
@@ -147,6 +147,8 @@ def attend(
     (B, 1, T, S).
     """
     B, H, T, D = q_BHTD.shape
+    if seen is None and blocked.usable(q_BHTD, k_BKSD):
+        return blocked.attend_in_blocks(q_BHTD, k_BKSD, v_BKSD, causal, D**-0.5 if scale is None else scale)
     group = H // k_BKSD.shape[1]
     if group > 1 and causal:
         k_BKSD, v_BKSD = (x.repeat_interleave(group, dim=1) for x in (k_BKSD, v_BKSD))

@@ -23,7 +23,7 @@ from model.count import meta_model, parameters
 from model.decoder import Block
 from model.feed_forward import activate
 from model.moe import MoE
-from model.objectives.next_token import chunk_rows
+from model.objectives.next_token import logits_bytes
 from model.recompute import KEPT
 from model.segments import Segments
 from model.train_config import Checkpointing, Optimizer
@@ -71,9 +71,10 @@ def memory(
         kept += max(b.all - b.selected for b in blocks.values())
     rows, V, D = micro_batch_size * seq_len, config.vocab_size, config.d_model
     ends = 3 * rows * D * dtype.itemsize  # the last norm's input and output, and the output's gradient
-    # Copies of a chunk's logits: as they come and as fp32, unless that is one; the soft-cap's slope.
-    copies = (1 if dtype == torch.float32 else 2) + (config.logit_softcap is not None)
-    head = copies * min(rows, chunk_rows(V, torch.device(device))) * V * 4 + V * D * 4  # and the weight's gradient
+    head = logits_bytes(rows, V, torch.device(device), dtype) * (
+        1 + (config.logit_softcap is not None)
+    )  # and its slope
+    head += V * D * 4  # the weight's gradient
     return Memory(4 * total, 4 * total, 4 * moments, kept + ends + head)
 
 

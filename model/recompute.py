@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from model import varlen
+from model import blocked, varlen
 from model.train_config import Checkpointing
 
 KEPT = frozenset(
@@ -32,7 +32,7 @@ KEPT = frozenset(
         "_scaled_dot_product_cudnn_attention",
     )
     if hasattr(torch.ops.aten, name)
-) | {varlen.KERNEL}
+) | {varlen.KERNEL, blocked.KERNEL}
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

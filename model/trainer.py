@@ -149,7 +149,7 @@ def train(
         gradients.zero()
         extras: dict[str, Tensor] = {}
         loss_sum, n_valid = torch.zeros((), device=device), 0
-        for micro in micro_batches(batch, config):
+        for micro in micro_batches(batch, config, dtype):
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 micro_loss, micro_valid, micro_extras = objective(model, micro)
             balances.divide_by(micro_valid)
@@ -238,8 +238,8 @@ def _to(batch: Any, device: torch.device) -> Any:
     return type(batch)(*(part.to(device, torch.int64 if part.dtype in integers else part.dtype) for part in parts))
 
 
-def micro_batches(batch: Any, config: TrainConfig) -> list[Any]:
-    """Slices of a worker's rows that go through the model one after the other."""
+def micro_batches(batch: Any, config: TrainConfig, dtype: torch.dtype) -> list[Any]:
+    """Slices of a worker's rows that go through the model, which computes in `dtype`, one after the other."""
     rows = batch[0].shape[0]
-    size = config.rows_at_once(rows, batch[0][0].numel(), batch[0].device.type)
+    size = config.rows_at_once(rows, batch[0][0].numel(), batch[0].device.type, dtype.itemsize)
     return [type(batch)(*(part[i : i + size] for part in batch)) for i in range(0, rows, size)]

@@ -10,7 +10,6 @@ none repeated.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.decoder import Decoder
@@ -20,6 +19,8 @@ from model.softcap import slope, softcap_
 IGNORE = -100
 CHUNK_ROWS = 512  # tokens whose logits a CPU makes at once, or a quarter where they are more than
 CHUNK_ELEMENTS = 1 << 24  # logits, 64 MB; a GPU makes twice that, of at least CHUNK_ROWS tokens
+HALF_TIMES = 4  # so many times more of both in half precision on a CPU: the weight's gradient is cast for each chunk
+WIDE_ELEMENTS = 1 << 20  # half-precision logits of which a CPU takes the softmax at once: fp32, they fit in its cache
 
 
 class Batch(NamedTuple):
@@ -44,11 +45,24 @@ def next_token(model: Decoder, batch: Batch, *, z_loss: float = 0.0) -> tuple[Te
     return loss, n_valid, {}
 
 
-def chunk_rows(vocab_size: int, device: torch.device) -> int:
+def chunk_rows(vocab_size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
     """How many tokens' logits to make at once."""
     if device.type == "cpu":
-        return max(CHUNK_ROWS // 4, min(CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size))
+        times = 1 if dtype == torch.float32 else HALF_TIMES
+        return max(CHUNK_ROWS // 4, times * min(CHUNK_ROWS, CHUNK_ELEMENTS // vocab_size))
     return max(CHUNK_ROWS, 2 * CHUNK_ELEMENTS // vocab_size)
+
+
+def wide_rows(chunk: int, vocab_size: int, device: torch.device) -> int:
+    """Of how many tokens in a chunk, whose logits are half precision, to take the softmax at once."""
+    return min(chunk, max(1, WIDE_ELEMENTS // vocab_size)) if device.type == "cpu" else chunk
+
+
+def logits_bytes(rows: int, vocab_size: int, device: torch.device, dtype: torch.dtype) -> int:
+    """What the logits of a loss over `rows` tokens take."""
+    chunk = min(rows, chunk_rows(vocab_size, device, dtype))
+    wide = 0 if dtype == torch.float32 else wide_rows(chunk, vocab_size, device)
+    return vocab_size * (chunk * dtype.itemsize + wide * 4)
 
 
 def cross_entropy(
@@ -77,51 +91,45 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, z_loss, weights_N):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         need = need_hidden or need_weight
-        V = weight_VD.shape[0]
-        w_VD = weight_VD.to(hidden_ND.dtype)
+        (V, _), device, dtype = weight_VD.shape, hidden_ND.device, hidden_ND.dtype
+        w_VD = weight_VD.to(dtype)
         d_hidden = torch.zeros_like(hidden_ND) if need_hidden else None
-        d_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if need_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        d_weight = None
+        total = torch.zeros((), dtype=torch.float32, device=device)
         valid = targets_N != IGNORE
         rows = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         count = targets_N.shape[0] if rows is None else rows.shape[0]
-        chunk = max(1, min(count, chunk_rows(V, hidden_ND.device)))
-        exact = hidden_ND.dtype == torch.float32
+        chunk = max(1, min(count, chunk_rows(V, device, dtype)))
+        exact = dtype == torch.float32
         # One buffer for all chunks: touching fresh pages costs a CPU as much as the softmax does.
-        logits = torch.empty(chunk if exact else 0, V, dtype=torch.float32, device=hidden_ND.device)
+        logits = torch.empty(chunk, V, dtype=dtype, device=device)
+        size = chunk if exact else wide_rows(chunk, V, device)
+        wide = logits if exact else torch.empty(size, V, dtype=torch.float32, device=device)
         for start in range(0, count, chunk):
             at = slice(start, start + chunk) if rows is None else rows[start : start + chunk]
-            h, target = hidden_ND[at], targets_N[at]
-            z = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]]) if exact else F.linear(h, w_VD).float()
-            z = softcap_(z, softcap)
-            picked = z.gather(1, target[:, None]).squeeze(1)
-            steep = slope(z, softcap) if softcap is not None and need else None
-            largest = z.amax(1)
-            p = torch.softmax(z, 1, out=z)  # one fused pass; the largest p is at least 1 / V, so its log is exact
-            lse = largest - p.amax(1).log_()
-            losses = lse - picked
-            if z_loss:
-                losses = losses + z_loss * lse.square()
-            weight = None if weights_N is None else weights_N[at]
-            total += losses.sum() if weight is None else losses @ weight
-            if not need:
-                continue
-            dz = p
-            if z_loss:
-                dz *= (1 + 2 * z_loss * lse)[:, None]
-            dz[torch.arange(target.shape[0], device=dz.device), target] -= 1
-            if steep is not None:
-                dz *= steep
-            if weight is not None:
-                dz *= weight[:, None]
-            dz = dz.to(h.dtype)
+            h, targets = hidden_ND[at], targets_N[at]
+            weights = None if weights_N is None else weights_N[at]
+            dz = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]])
+            for first in range(0, h.shape[0], size):
+                part = slice(first, first + size)
+                half, target = dz[part], targets[part]
+                weight = None if weights is None else weights[part]
+                losses, z = _losses(half if exact else wide[: half.shape[0]].copy_(half), target, softcap, z_loss, need)
+                total += losses.sum() if weight is None else losses @ weight
+                if need and weight is not None:
+                    z *= weight[:, None]
+                if need and not exact:
+                    half.copy_(z)
             if d_hidden is not None:
                 d_hidden[at] = dz @ w_VD
-            if d_weight is not None:
-                if exact:
-                    d_weight.addmm_(dz.t(), h)
-                else:
-                    d_weight += (dz.t() @ h).float()
+            if need_weight and d_weight is None:
+                d_weight = dz.t() @ h
+            elif d_weight is not None and exact:
+                d_weight.addmm_(dz.t(), h)
+            elif d_weight is not None:
+                d_weight = d_weight.float().add_(dz.t() @ h)
+        if need_weight and d_weight is None:
+            d_weight = torch.zeros_like(w_VD)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -132,9 +140,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale = grads[0]
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
+            None if d_weight is None else d_weight.to(ctx.weight_dtype, copy=True).mul_(scale),
             None,
             None,
             None,
             None,
         )
+
+
+def _losses(z: Tensor, target: Tensor, softcap: float | None, z_loss: float, slopes: bool) -> tuple[Tensor, Tensor]:
+    """(each token's loss; their gradients by the logits, in the place of `z`, if `slopes` are wanted)."""
+    z = softcap_(z, softcap)
+    picked = z.gather(1, target[:, None]).squeeze(1)
+    steep = slope(z, softcap) if softcap is not None and slopes else None
+    largest = z.amax(1)
+    p = torch.softmax(z, 1, out=z)  # one fused pass; the largest p is at least 1 / V, so its log is exact
+    lse = largest - p.amax(1).log_()
+    losses = lse - picked + z_loss * lse.square() if z_loss else lse - picked
+    if slopes:
+        if z_loss:
+            p *= (1 + 2 * z_loss * lse)[:, None]
+        p[torch.arange(target.shape[0], device=p.device), target] -= 1
+        if steep is not None:
+            p *= steep
+    return losses, p

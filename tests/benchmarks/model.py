@@ -97,7 +97,7 @@ def rows(vocab_size: int, rows: int = ROWS, length: int = LENGTH) -> Batch:
 def ours(config: ModelConfig, batch: Batch, dtype: torch.dtype, rows: int | None = None) -> Callable[[], None]:
     """rows: of a micro-batch; None: as many as the trainer takes where a recipe doesn't say."""
     model = Decoder(config).init_weights(0).train()
-    parts = micro_batches(batch, TrainConfig(batch_size=ROWS, seq_len=LENGTH, micro_batch_size=rows))
+    parts = micro_batches(batch, TrainConfig(batch_size=ROWS, seq_len=LENGTH, micro_batch_size=rows), dtype)
     tokens = batch.targets_BT.numel()
     return training(model, [lambda part=part: next_token(model, part)[0] / tokens for part in parts], dtype)
 

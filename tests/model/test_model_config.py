@@ -78,6 +78,7 @@ def test_only_what_never_changes_the_result_is_left_out_of_the_identity():
 def test_a_cpu_takes_rows_a_few_at_a_time_and_a_gpu_all_at_once_unless_the_recipe_says():
     config = TrainConfig()
     assert [config.rows_at_once(32, length, "cpu") for length in (128, 512, 2048, 4096)] == [16, 4, 1, 1]
+    assert [config.rows_at_once(32, length, "cpu", 2) for length in (128, 512, 2048, 4096)] == [32, 8, 2, 1]
     assert config.rows_at_once(3, 128, "cpu") == 3 and config.rows_at_once(32, 512, "cuda") == 32
     given = TrainConfig(micro_batch_size=8)
     assert [given.rows_at_once(rows, 4096, device) for rows in (4, 32) for device in ("cpu", "cuda")] == [4, 4, 8, 8]

@@ -5,7 +5,7 @@ import torch
 from small_models import SHAPES, lively, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import varlen
+from model import blocked, varlen
 from model.objectives.next_token import Batch, next_token
 from model.recompute import KEPT
 from model.train_config import Checkpointing
@@ -25,7 +25,7 @@ def products(shape: str, kind: Checkpointing) -> int:
 def test_selective_repeats_no_product_with_weights_and_no_attention(shape):
     none, selective, full = (products(shape, kind) for kind in ("none", "selective", "full"))
     assert selective == none
-    assert full > 1.2 * none
+    assert full > 1.15 * none
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
@@ -52,5 +52,5 @@ def test_generation_recomputes_nothing():
     assert torch.equal(plain, given)
 
 
-def test_selective_keeps_the_packed_attention_of_a_gpu_too():
-    assert varlen.KERNEL is not None and varlen.KERNEL in KEPT
+def test_selective_keeps_the_other_kernels_of_attention_too():
+    assert varlen.KERNEL is not None and {varlen.KERNEL, blocked.KERNEL} <= KEPT
