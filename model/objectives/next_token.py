@@ -109,17 +109,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             at = slice(start, start + chunk) if rows is None else rows[start : start + chunk]
             h, targets = hidden_ND[at], targets_N[at]
             weights = None if weights_N is None else weights_N[at]
-            dz = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]])
+            dz = torch.mm(h, w_VD.t(), out=logits[: h.shape[0]])  # logits first, their gradients after
             for first in range(0, h.shape[0], size):
                 part = slice(first, first + size)
-                half, target = dz[part], targets[part]
-                weight = None if weights is None else weights[part]
-                losses, z = _losses(half if exact else wide[: half.shape[0]].copy_(half), target, softcap, z_loss, need)
+                target, weight = targets[part], None if weights is None else weights[part]
+                z = dz[part] if exact else wide[: target.shape[0]].copy_(dz[part])
+                losses, z = _losses(z, target, softcap, z_loss, need)
                 total += losses.sum() if weight is None else losses @ weight
                 if need and weight is not None:
                     z *= weight[:, None]
                 if need and not exact:
-                    half.copy_(z)
+                    dz[part] = z
             if d_hidden is not None:
                 d_hidden[at] = dz @ w_VD
             if need_weight and d_weight is None:
