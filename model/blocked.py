@@ -1,12 +1,13 @@
-"""Attention by batched products over blocks of queries, for documents of up to 2k tokens on a CPU in bf16: there
-scaled_dot_product_attention makes small products of its own, and takes up to twice as long (docs/lab.md).
+"""Attention by batched products over blocks of queries, for documents of up to 2k tokens on a CPU with bf16: there
+scaled_dot_product_attention makes small products of its own, and takes up to nearly three times as long (docs/lab.md).
 
     P = softmax(scale Q K^T)     dV = P^T dO     dP = dO V^T     dS = P * (dP - rowsum(P * dP))
     O = P V                      dQ = scale dS K                 dK = scale dS^T Q
 
 FlashAttention, Dao et al. 2022, arXiv 2205.14135, section 3.1, with whole rows of scores: those of one block exist at a
-time, and backward makes them again, so memory is linear in T. Scores and P are rounded to the inputs' dtype, as in
-attention without a fused kernel; what blocks add up is fp32.
+time, and backward makes them again, so memory is linear in T. What blocks add up is fp32. Scores and P are rounded to
+the inputs' dtype, as in attention without a fused kernel: in bf16 that costs digits in proportion to the scores, so
+where they may be large SDPA, which keeps them in fp32, is taken after all.
 
 Shapes as in attention.py; the R = C * H / K queries of a block that share a key are side by side, and N = B * K such
 products are one batch.
@@ -15,21 +16,30 @@ products are one batch.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from model.precision import has_bf16
+
 C = 128  # queries of a block
+FEWEST = 512  # queries in all; with fewer, SDPA's one call is faster
 LONGEST = 2048  # keys; with more of them SDPA is as fast
+LARGEST = 64.0  # bound on scores; up to it results are within 2**-6 of exact ones
 
 
 def usable(q_BHTD: Tensor, k_BKSD: Tensor) -> bool:
     """Whether this is the faster way, where a query sees all keys or all up to its own."""
-    fits = q_BHTD.shape[2] > 1 and k_BKSD.shape[2] <= LONGEST
-    return fits and q_BHTD.device.type == "cpu" and q_BHTD.dtype == torch.bfloat16
+    B, _, T, _ = q_BHTD.shape
+    fits = T > 1 and B * T >= FEWEST and k_BKSD.shape[2] <= LONGEST
+    device = q_BHTD.device
+    return fits and device.type == "cpu" and q_BHTD.dtype == torch.bfloat16 and has_bf16(device)[0]
 
 
 @torch.library.custom_op("tokenmill::attend_in_blocks", mutates_args=())  # one operation to activation checkpointing
 def attend_in_blocks(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float) -> Tensor:
-    """(B, H, T, D), laid out as (B, T, H, D). causal: query t sees keys 0 ... t."""
+    """(B, H, T, D), laid out as (B, T, H, D). causal: T is S, and query t sees keys 0 ... t."""
+    if _large(q_BHTD, k_BKSD, scale):
+        return _empty(q_BHTD).copy_(_sdpa(q_BHTD, k_BKSD, v_BKSD, causal, scale))
     out_BHTD, scores = _empty(q_BHTD), _scores(q_BHTD, k_BKSD)
     k_NSD, v_NSD = k_BKSD.flatten(0, 1), v_BKSD.flatten(0, 1)
     for at, keys in _blocks(q_BHTD, k_BKSD, causal):
@@ -42,6 +52,11 @@ def attend_in_blocks(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: boo
 def _gradients(ctx, d_BHTD: Tensor):
     q_BHTD, k_BKSD, v_BKSD = ctx.saved_tensors
     causal, scale = ctx.settings
+    if _large(q_BHTD, k_BKSD, scale):
+        tensors = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out_BHTD = _sdpa(*tensors, causal, scale)
+        return *torch.autograd.grad(out_BHTD, tensors, d_BHTD), None, None
     dq_BHTD, dk_BKSD, dv_BKSD = _empty(q_BHTD), _empty(k_BKSD), _empty(v_BKSD)
     scores, d_scores = _scores(q_BHTD, k_BKSD), _scores(q_BHTD, k_BKSD)
     k_NSD, v_NSD = k_BKSD.flatten(0, 1), v_BKSD.flatten(0, 1)
@@ -73,6 +88,17 @@ def _save(ctx, inputs, output) -> None:
 
 
 attend_in_blocks.register_autograd(_gradients, setup_context=_save)
+
+
+def _large(q_BHTD: Tensor, k_BKSD: Tensor, scale: float) -> bool:
+    """Whether some score may be larger than LARGEST, by the longest query and the longest key."""
+    q, k = (torch.linalg.vector_norm(x, dim=-1).max() if x.numel() else torch.zeros(()) for x in (q_BHTD, k_BKSD))
+    return abs(scale) * float(q) * float(k) > LARGEST
+
+
+def _sdpa(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float) -> Tensor:
+    grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
+    return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
 def _blocks(q_BHTD: Tensor, k_BKSD: Tensor, causal: bool) -> Iterator[tuple[slice, int]]:

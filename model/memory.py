@@ -71,9 +71,7 @@ def memory(
         kept += max(b.all - b.selected for b in blocks.values())
     rows, V, D = micro_batch_size * seq_len, config.vocab_size, config.d_model
     ends = 3 * rows * D * dtype.itemsize  # the last norm's input and output, and the output's gradient
-    head = logits_bytes(rows, V, torch.device(device), dtype) * (
-        1 + (config.logit_softcap is not None)
-    )  # and its slope
+    head = logits_bytes(rows, V, torch.device(device), dtype, config.logit_softcap is not None)
     head += V * D * 4  # the weight's gradient
     return Memory(4 * total, 4 * total, 4 * moments, kept + ends + head)
 

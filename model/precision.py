@@ -14,7 +14,7 @@ from model.train_config import Precision
 
 def choose(precision: Precision, device: torch.device | str = "cpu") -> tuple[torch.dtype, str]:
     """(the dtype to compute in, why): the reason belongs in the run's record."""
-    has, why = _has_bf16(torch.device(device))
+    has, why = has_bf16(torch.device(device))
     if precision == "fp32":
         return torch.float32, "fp32 was asked for"
     if precision == "bf16":
@@ -26,7 +26,8 @@ def choose(precision: Precision, device: torch.device | str = "cpu") -> tuple[to
     return torch.float32, f"fp32, since {why}"
 
 
-def _has_bf16(device: torch.device) -> tuple[bool, str]:
+def has_bf16(device: torch.device) -> tuple[bool, str]:
+    """(whether products in bf16 are fast there, why it is thought so)."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         has = major >= 8

@@ -58,11 +58,12 @@ def wide_rows(chunk: int, vocab_size: int, device: torch.device) -> int:
     return min(chunk, max(1, WIDE_ELEMENTS // vocab_size)) if device.type == "cpu" else chunk
 
 
-def logits_bytes(rows: int, vocab_size: int, device: torch.device, dtype: torch.dtype) -> int:
-    """What the logits of a loss over `rows` tokens take."""
+def logits_bytes(rows: int, vocab_size: int, device: torch.device, dtype: torch.dtype, capped: bool = False) -> int:
+    """What the logits of a loss over `rows` tokens take, and the slopes of their soft-cap if there is one."""
     chunk = min(rows, chunk_rows(vocab_size, device, dtype))
-    wide = 0 if dtype == torch.float32 else wide_rows(chunk, vocab_size, device)
-    return vocab_size * (chunk * dtype.itemsize + wide * 4)
+    wide = chunk if dtype == torch.float32 else wide_rows(chunk, vocab_size, device)
+    half = 0 if dtype == torch.float32 else chunk
+    return vocab_size * (half * dtype.itemsize + wide * 4 * (1 + capped))
 
 
 def cross_entropy(
@@ -115,7 +116,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 target, weight = targets[part], None if weights is None else weights[part]
                 z = dz[part] if exact else wide[: target.shape[0]].copy_(dz[part])
                 losses, z = _losses(z, target, softcap, z_loss, need)
-                total += losses.sum() if weight is None else losses @ weight
+                total += losses.sum() if weight is None else (losses * weight).sum()  # autocast would round a product
                 if need and weight is not None:
                     z *= weight[:, None]
                 if need and not exact:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from cluster.rlhf import RlhfConfig
@@ -14,6 +15,7 @@ from flows import plan
 from flows.recipe import read_recipe
 from model.config import ModelConfig
 from model.count import flops_per_token
+from model.memory import memory
 from model.train_config import TrainConfig
 
 MODEL = ModelConfig(vocab_size=300, d_model=32, n_layers=2, max_seq_len=256)
@@ -51,6 +53,13 @@ def test_every_answer_is_sampled_and_learned_from_and_scores_are_sampled_too() -
     assert part["sampling"].flops == pytest.approx((learned + scored) * (prefill + decode))
     assert part["sampling"].seconds == pytest.approx(part["sampling"].flops / (1e9 * plan.SAMPLING["cpu"]))
     assert (found.tokens, found.flops) == (sum(w.tokens for w in found.works), sum(w.flops for w in found.works))
+
+
+def test_memory_is_of_the_micro_batches_of_the_dtype() -> None:
+    train = TrainConfig(batch_size=64, seq_len=128)
+    for dtype, rows in ((None, 16), (torch.float32, 16), (torch.bfloat16, 32)):
+        expected = memory(MODEL, rows, 128, dtype=dtype or torch.float32)
+        assert plan._memory(MODEL, train, 128, "cpu", dtype) == expected
 
 
 def test_without_a_kl_there_is_no_reference_pass() -> None:

@@ -9,7 +9,7 @@ from model.precision import choose, matmul_peak
 
 @pytest.mark.parametrize("has", [True, False])
 def test_auto_takes_bf16_only_where_the_processor_has_it_and_says_why(monkeypatch, has):
-    monkeypatch.setattr(precision, "_has_bf16", lambda device: (has, "this processor's reason"))
+    monkeypatch.setattr(precision, "has_bf16", lambda device: (has, "this processor's reason"))
     dtype, reason = choose("auto")
     assert dtype == (torch.bfloat16 if has else torch.float32) and "this processor's reason" in reason
     dtype, reason = choose("bf16")

@@ -16,7 +16,7 @@ from model.decoder import Decoder
 from model.objectives.next_token import IGNORE, next_token
 from model.segments import Segments
 from model.train_config import TrainConfig
-from model.trainer import Batch, StepReport, read_state, train
+from model.trainer import Batch, StepReport, micro_batches, read_state, train
 
 CONFIG = TrainConfig(
     steps=6, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0, precision="fp32"
@@ -162,6 +162,13 @@ def test_checkpoints_come_when_due_and_at_the_end():
     steps: list[int] = []
     run(replace(CONFIG, checkpoint_every=4), save=lambda step, write: steps.append(step))
     assert steps == [4, 6]
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 4), (torch.bfloat16, 8)])
+def test_a_micro_batch_has_more_rows_in_bf16(dtype, rows):
+    batch = Batch(*(torch.zeros(20, 512, dtype=torch.long) for _ in range(3)))
+    sizes = [part.tokens_BT.shape[0] for part in micro_batches(batch, TrainConfig(), dtype)]
+    assert sizes == [rows] * (20 // rows) + [20 % rows] * (20 % rows > 0)
 
 
 def test_extras_are_means_over_valid_tokens_whatever_the_micro_batch():
