@@ -139,9 +139,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, *grads):
         d_hidden, d_weight = ctx.saved_tensors
         scale = grads[0]
+        if d_weight is not None and d_weight.dtype != ctx.weight_dtype:
+            d_weight = d_weight.to(ctx.weight_dtype).mul_(scale)
+        elif d_weight is not None:
+            d_weight = d_weight * scale
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
-            None if d_weight is None else d_weight.to(ctx.weight_dtype, copy=True).mul_(scale),
+            d_weight,
             None,
             None,
             None,
