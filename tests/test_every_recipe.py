@@ -63,7 +63,7 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
     if written.model.mup_base_width:
         tiny += ["model.mup_base_width=32"]  # at the base width muP changes nothing
     if written.extend:
-        tiny += ["extend.train.steps=30", "extend.train.batch_size=4", "extend.train.lr=3e-3"]
+        tiny += ["extend.train.steps=60", "extend.train.batch_size=4", "extend.train.lr=1e-3"]
     recipe = read_recipe(name, tiny)
     assert recipe.name == written.name and recipe.model.pattern == written.model.pattern
     for step in until(graph(recipe), "extend" if recipe.extend else "pretrain"):
@@ -77,5 +77,5 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
             assert recipe.extend and config["max_seq_len"] == recipe.extend.max_seq_len
             assert config["rope_scaling"]["kind"] == "yarn" and config["rope_scaling"]["factor"] == 4.0
             loss = curve(artifact)
-            assert len(loss) == 30
-            assert sum(loss[-5:]) / 5 < sum(loss[:5]) / 5 - 0.1
+            assert len(loss) == 60
+            assert sum(loss[-5:]) / 5 < sum(loss[:5]) / 5 - 0.15  # 0.04 of it is the batches'
