@@ -13,8 +13,6 @@ Shapes as in attention.py; the R = C * H / K queries of a block that share a key
 products are one batch.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,7 +59,7 @@ def _gradients(ctx, d_BHTD: Tensor):
     scores, d_scores = _scores(q_BHTD, k_BKSD), _scores(q_BHTD, k_BKSD)
     k_NSD, v_NSD = k_BKSD.flatten(0, 1), v_BKSD.flatten(0, 1)
     dk_NSD, dv_NSD = (torch.empty_like(k_NSD, dtype=torch.float32) for _ in range(2))
-    for number, (at, keys) in enumerate(reversed(list(_blocks(q_BHTD, k_BKSD, causal)))):  # the first has all keys
+    for number, (at, keys) in enumerate(_blocks(q_BHTD, k_BKSD, causal)):
         q_NRD, d_NRD = _rows(q_BHTD, k_BKSD, at), _rows(d_BHTD, k_BKSD, at)
         p_NRS = _probabilities(q_NRD, k_NSD[:, :keys], causal, scale, at, scores)
         dv = torch.bmm(p_NRS.transpose(1, 2), d_NRD)
@@ -99,7 +97,7 @@ attend_in_blocks.register_autograd(_gradients, setup_context=_save)
 def _large(q_BHTD: Tensor, k_BKSD: Tensor, scale: float) -> bool:
     """Whether some score may be larger than LARGEST, by the longest query and the longest key."""
     in_order = (x.transpose(1, 2) for x in (q_BHTD, k_BKSD))  # as memory lies: the other way is four times slower
-    q, k = (float(torch.linalg.vector_norm(x, dim=-1).max()) if x.numel() else 0.0 for x in in_order)
+    q, k = (float(torch.linalg.vector_norm(x, dim=-1).max()) for x in in_order)
     return abs(scale) * q * k > LARGEST
 
 
@@ -108,12 +106,11 @@ def _sdpa(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: f
     return F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
-def _blocks(q_BHTD: Tensor, k_BKSD: Tensor, causal: bool) -> Iterator[tuple[slice, int]]:
-    """(a block's queries, how many keys they may see)."""
+def _blocks(q_BHTD: Tensor, k_BKSD: Tensor, causal: bool) -> list[tuple[slice, int]]:
+    """(a block's queries, how many keys they may see), the last block first: it may see all."""
     T, S = q_BHTD.shape[2], k_BKSD.shape[2]
-    for start in range(0, T, C):
-        stop = min(T, start + C)
-        yield slice(start, stop), stop if causal else S
+    blocks = [slice(start, min(T, start + C)) for start in range(0, T, C)]
+    return [(at, at.stop if causal else S) for at in reversed(blocks)]
 
 
 def _empty(x_BHTD: Tensor) -> Tensor:

@@ -98,7 +98,9 @@ def test_a_later_token_changes_no_earlier_one_by_a_bit(small_blocks):
     assert torch.equal(before[:, :, :12], after[:, :, :12]) and not torch.equal(before[:, :, 12], after[:, :, 12])
 
 
-@pytest.mark.parametrize("shape", [*(SHAPES[name] for name in ATTENDING), *TWO_WAY.values()], ids=str)
+@pytest.mark.parametrize(
+    "shape", [*(SHAPES[name] for name in ATTENDING), *TWO_WAY.values()], ids=[*ATTENDING, *TWO_WAY]
+)
 def test_a_model_s_outputs_and_gradients_equal_those_by_sdpa(monkeypatch, shape):
     """Over packed documents of which some are padded."""
     model, tokens = lively(shape), random_tokens(2, 32)
