@@ -6,7 +6,7 @@
     {"t": …, "type": "table", "name": "samples", "columns": […], "rows": [[…]]}
     {"t": …, "type": "figure", "name": "loss", "spec": {"title", "x_label", "y_label", "kind", "series"}}
 
-A sender (cluster/tracking.py) reads the file from its last offset. A line counts once its newline is there,
+A sender (cluster/tracking/tracker.py) reads the file from its last offset. A line counts once its newline is there,
 so a reader never sees half an event, and what a killed process left torn is skipped.
 """
 

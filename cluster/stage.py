@@ -23,13 +23,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cluster.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
-from cluster.checkpoints import Checkpoints
 from cluster.events import EventLog, plain_json
 from cluster.identity import canonical_json, differences, how, identity
 from cluster.provenance import code_version, package_versions
+from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
+from cluster.store.checkpoints import Checkpoints
 from cluster.store.source import digest_source
-from cluster.workplace import build_folder
+from cluster.store.workplace import build_folder
 
 RunContext = dict[str, Any]
 Progress = Callable[[float, float, str], None]

@@ -17,7 +17,7 @@ from rich.text import Text
 from flows.show import at_most, duration, facts, size
 
 if TYPE_CHECKING:
-    from cluster.artifact import Artifact
+    from cluster.store.artifact import Artifact
     from flows.run import Run
 
 SAMPLES = 5

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
 def graph(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, each after those it reads."""
-    from cluster import evaluate, extend, instruct, release, rlhf, train
-    from cluster.data import corpus, filter, pack, tokenizer
+    from cluster.align import instruct, rlhf
+    from cluster.data import corpus, filter, pack
+    from cluster.data.tokenizer import tokenizer
+    from cluster.evaluate import evaluate
+    from cluster.release import release
+    from cluster.train import extend
+    from cluster.train import pretrain as train
 
     line = Line()
     reading = corpus.CorpusConfig.model_validate(

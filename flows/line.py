@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.stage import Stopped
-from flows import artifacts
+from flows import prefect_page as artifacts
 from flows.faults import is_infrastructure_fault
 from flows.run import Run
 

@@ -3,8 +3,8 @@ nothing.
 
 Sizes, FLOPs and memory are counted without allocating. The time of a training is its FLOPs over this machine's
 measured matmul rate, times the share of it that training (or sampling) reaches, and the start of its workers; of any
-other stage, what it took the last time. RLHF is what cluster/rollout.py and cluster/preferences.py run: every answer
-is sampled to its last token, passes through the reference, and then through the policy forward and backward.
+other stage, what it took the last time. RLHF is what cluster/align/rollout.py and preferences.py run: every answer is
+sampled to its last token, passes through the reference, and then through the policy forward and backward.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from flows.show import count, duration, size
 if TYPE_CHECKING:
     import torch
 
-    from cluster.artifact import Artifacts, Manifest
-    from cluster.rlhf import RlhfConfig
+    from cluster.align.rlhf import RlhfConfig
     from cluster.stage import Step
+    from cluster.store.artifact import Artifacts, Manifest
     from flows.recipe import Recipe
     from model.config import ModelConfig
     from model.memory import Memory
@@ -118,7 +118,7 @@ def why(reasons: Sequence[str]) -> list[str]:
 
 
 def holds(step: Step, manifest: Manifest, artifacts: Artifacts) -> bool:
-    from cluster.artifact import Artifact
+    from cluster.store.artifact import Artifact
 
     check = step.stage.still_valid
     return check is None or check(Artifact(artifacts.store.url, manifest), step.config)
@@ -150,7 +150,7 @@ def trainings(
 def _rlhf(config: ModelConfig, rlhf: RlhfConfig, rate: float, device: str, dtype: torch.dtype | None) -> Training:
     """Sampling, the reference's pass and the policy's update. Lengths are reckoned: a prompt's from its text, an
     answer's as max_new_tokens, the most it can be, or for pairs from their text."""
-    from cluster.rlhf import PREFERENCE
+    from cluster.align.rlhf import PREFERENCE
     from model.count import flops_per_token, parameters
     from model.memory import state_bytes
 
@@ -192,8 +192,8 @@ def _work(
 
 def _lengths(rlhf: RlhfConfig) -> tuple[int, int]:
     """(a prompt's tokens, an answer's tokens), the mean over the first tasks or pairs."""
-    from cluster.data import examples
-    from cluster.rlhf import PREFERENCE
+    from cluster.align.rlhf import PREFERENCE
+    from cluster.data.examples import examples
 
     def tokens(text: str) -> float:
         return len(text.encode()) / BYTES_PER_TOKEN + MARKS

@@ -21,19 +21,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from cluster.align.instruct import InstructConfig
+from cluster.align.rlhf import RlhfConfig, policy_problem
 from cluster.data.corpus import CorpusConfig
 from cluster.data.filter import FilterConfig, check_sources
 from cluster.data.pack import PackConfig
-from cluster.data.sources import Source
-from cluster.data.tokenizer import TokenizerConfig
-from cluster.evaluate import EvaluateConfig
-from cluster.extend import ExtendConfig, extended
-from cluster.instruct import InstructConfig
-from cluster.release import ReleaseConfig
-from cluster.rlhf import RlhfConfig, policy_problem
+from cluster.data.readers.sources import Source
+from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.evaluate.evaluate import EvaluateConfig
+from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
-from cluster.tracking import TrackingConfig
-from cluster.train import objective_problem
+from cluster.tracking.tracker import TrackingConfig
+from cluster.train.extend import ExtendConfig, extended
+from cluster.train.pretrain import objective_problem
 from flows.recipe_errors import Problem, RecipeError, nearest
 from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers

@@ -26,11 +26,11 @@ from flows.show import Screen, screen
 from flows.stop import StopFlag
 
 if TYPE_CHECKING:
-    from cluster.artifact import Artifact, Artifacts
     from cluster.session import Session
     from cluster.stage import Outcome, Stage, Step, Workspace
-    from cluster.tracking import Run as Tracked
-    from cluster.tracking import Tracker
+    from cluster.store.artifact import Artifact, Artifacts
+    from cluster.tracking.tracker import Run as Tracked
+    from cluster.tracking.tracker import Tracker
     from flows.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ class Run:
             RecipeError, ValueError: a wrong recipe, an unknown stage, a source that isn't there.
         """
         begun = time.monotonic()
-        from cluster.artifact import Artifacts
         from cluster.session import Session
-        from cluster.tracking import Tracker, locate
+        from cluster.store.artifact import Artifacts
+        from cluster.tracking.tracker import Tracker, locate
         from flows import graph
         from flows.recipe import read_recipe
 
@@ -137,7 +137,7 @@ class Run:
                 self.background.start("ray", self.session.ensure)
             import prefect  # noqa: F401
 
-            from cluster.mlflow_place import import_quietly
+            from cluster.tracking.place import import_quietly
 
             import_quietly()
         recipe = self.recipe

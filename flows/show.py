@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from cluster.artifact import Artifact
     from cluster.stage import Outcome
+    from cluster.store.artifact import Artifact
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one stage
 

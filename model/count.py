@@ -14,7 +14,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.decoder import Block, Decoder
-from model.moe import MoE
+from model.layers.moe import MoE
 from model.objectives.next_token import IGNORE
 from model.segments import Segments
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from model import mup, recompute
 from model.config import ModelConfig
-from model.feed_forward import FeedForward
 from model.init import normal_
+from model.layers.feed_forward import FeedForward
+from model.layers.moe import MoE
+from model.layers.norm import make_norm
 from model.mixers import mixer_class
-from model.moe import MoE
-from model.norm import make_norm
-from model.optim.roles import Role
+from model.roles import Role
 from model.segments import Segments
 from model.softcap import softcap
 from model.state import LayerState, State

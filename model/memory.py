@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from model.config import ModelConfig
 from model.count import meta_model, parameters
 from model.decoder import Block
-from model.feed_forward import activate
-from model.moe import MoE
+from model.layers.feed_forward import activate
+from model.layers.moe import MoE
 from model.objectives.next_token import logits_bytes
 from model.recompute import KEPT
 from model.segments import Segments

@@ -19,13 +19,13 @@ from importlib import import_module
 from typing import Any
 
 MIXERS: dict[str, str] = {
-    "attention": "model.attention:Attention",
-    "window": "model.window:Window",
-    "linear_attention": "model.linear_attention:LinearAttention",
-    "mamba2": "model.mamba2:Mamba2",
-    "h3": "model.h3:H3",
-    "rg_lru": "model.rg_lru:RecurrentBlock",
-    "short_conv": "model.short_conv:ShortConv",
+    "attention": "model.layers.attention:Attention",
+    "window": "model.layers.window:Window",
+    "linear_attention": "model.layers.linear_attention:LinearAttention",
+    "mamba2": "model.layers.mamba2:Mamba2",
+    "h3": "model.layers.h3:H3",
+    "rg_lru": "model.layers.rg_lru:RecurrentBlock",
+    "short_conv": "model.layers.short_conv:ShortConv",
 }
 
 TWO_WAY = ("attention", "window")  # those that can see what comes after a token too (`causal = false`)

@@ -32,7 +32,7 @@ from model.train_config import Optimizer
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
-    from model.optim.roles import Role
+    from model.roles import Role
 
 
 def ratio(config: ModelConfig) -> float:

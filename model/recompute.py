@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from model import blocked, varlen
+from model.kernels import blocked, varlen
 from model.train_config import Checkpointing
 
 KEPT = frozenset(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.artifact import Artifacts
 from cluster.session import ClusterConfig, Session
 from cluster.stage import run_step
+from cluster.store.artifact import Artifacts
 from flows.graph import graph, until
 from flows.recipe import read_recipe
 

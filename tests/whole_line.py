@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.artifact import Artifacts
+from cluster.store.artifact import Artifacts
 
 RECIPE = Path(__file__).parent / "recipes" / "tiny.toml"
 STEPS = {

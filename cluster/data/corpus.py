@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cluster.data import installed
+from cluster.data.readers import installed
+from cluster.data.readers.sources import Source, find_files, plan, read_part
 from cluster.data.shards import ShardWriter
-from cluster.data.sources import Source, find_files, plan, read_part
 from cluster.data.streaming import stream
 from cluster.stage import Stage, Stopped
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.data.normalise import Normalisation
-from cluster.data.rules import RuleSet, Thresholds
+from cluster.data.filters.normalise import Normalisation
+from cluster.data.filters.rules import RuleSet, Thresholds
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
 from cluster.data.streaming import stream
 from cluster.stage import Stage, Stopped
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from cluster.artifact import Artifact
     from cluster.stage import Workspace
+    from cluster.store.artifact import Artifact
 
 ALL = "*"  # in a table by source: every source that isn't named
 
@@ -149,9 +149,9 @@ class Judge:
         import numpy as np
         import pyarrow as pa
 
-        from cluster.data.dedup import MinHash, digest
-        from cluster.data.normalise import normalise
-        from cluster.data.quality import judge
+        from cluster.data.filters.dedup import MinHash, digest
+        from cluster.data.filters.normalise import normalise
+        from cluster.data.filters.quality import judge
 
         config, dedup = self.config, self.config.dedup
         texts: list[str] = documents.column("text").to_pylist()
@@ -207,7 +207,7 @@ class _Fingers:
         """For each document the index of the one that stays, and whether it is an exact copy."""
         import numpy as np
 
-        from cluster.data.dedup import find_duplicates
+        from cluster.data.filters.dedup import find_duplicates
 
         count = len(self.ids)
         digests = np.frombuffer(b"".join(self._digests), np.uint64).reshape(count, 2)

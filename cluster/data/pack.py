@@ -30,9 +30,9 @@ from cluster.data.parallel import documents, ordered, start_ray, stop_check, tex
 from cluster.stage import Stage, Workspace
 
 if TYPE_CHECKING:
-    from cluster.artifact import Artifact
     from cluster.data.shards import RowGroup
-    from cluster.data.tokenizer import Tokenizer
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+    from cluster.store.artifact import Artifact
 
 SPLITS = ("train", "validation")
 SALT = "validation"
@@ -51,7 +51,7 @@ class PackConfig(BaseModel):
 def run_pack(ws: Workspace) -> dict:
     """Tokenize all documents on Ray and write them in their order."""
     from cluster.data.shards import row_groups
-    from cluster.data.tokenizer import Tokenizer
+    from cluster.data.tokenizer.tokenizer import Tokenizer
 
     config: PackConfig = ws.config
     artifact, tokenizer = ws.inputs["documents"], Tokenizer(ws.inputs["tokenizer"].path())

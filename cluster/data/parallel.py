@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from cluster.artifact import Artifact
     from cluster.data.shards import RowGroup
     from cluster.stage import Workspace
+    from cluster.store.artifact import Artifact
 
 Result = TypeVar("Result")
 

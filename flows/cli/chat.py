@@ -26,7 +26,7 @@ def chat(
     import sys
 
     with quietly() as console:
-        from cluster.loading import Generator, unmasking_of
+        from cluster.serve.generator import Generator, unmasking_of
 
         out = console.file
         generator = Generator.load(model)

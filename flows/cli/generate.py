@@ -29,7 +29,7 @@ def generate(
     with quietly() as console:
         if prompt == "-":
             prompt = sys.stdin.read()
-        from cluster.loading import Generator, unmasking_of
+        from cluster.serve.generator import Generator, unmasking_of
 
         pieces = Generator.load(model).stream(
             prompt,

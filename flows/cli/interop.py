@@ -27,7 +27,7 @@ def import_(
     with quietly() as console:
         if name is None and out is None:
             raise ValueError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
-        from cluster.interop import import_folder, register_folder
+        from cluster.interop.huggingface import import_folder, register_folder
 
         with tempfile.TemporaryDirectory() as scratch:
             target = out or Path(scratch) / "model"
@@ -50,15 +50,15 @@ def export(
     """Export a model as a folder that Hugging Face's Auto classes load, or as a GGUF file (Llama-shaped models)."""
     with quietly() as console:
         max_bytes = bytes_of(max_shard_size)
-        from cluster.loading import model_folder
+        from cluster.serve.generator import model_folder
 
         if folder.suffix == ".gguf":
-            from cluster.gguf_file import export_gguf
+            from cluster.interop.gguf import export_gguf
 
             size = export_gguf(model_folder(model), folder, precision)
             console.print(f"Exported to {folder}: {size / 1e6:.1f} MB, {precision}")
             return
-        from cluster.interop import export_folder
+        from cluster.interop.huggingface import export_folder
 
         done = export_folder(model_folder(model), folder, architecture, max_bytes)
         show(f"Exported to {folder}", done, {"weights": f"{done.files} file{'s' * (done.files > 1)}"}, console)

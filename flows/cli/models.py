@@ -10,7 +10,7 @@ import typer
 from flows.cli.errors import quietly
 
 if TYPE_CHECKING:
-    from cluster.registry import Registry, Version
+    from cluster.registry.versions import Registry, Version
 
 
 def models(
@@ -20,7 +20,7 @@ def models(
 ) -> None:
     """List the registered models, a model's versions, or one version with its metrics and lineage."""
     with quietly() as console:
-        from cluster.registry import Registry
+        from cluster.registry.versions import Registry
 
         registry = Registry()
         if name is None:

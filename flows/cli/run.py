@@ -57,8 +57,8 @@ def overrides_of(set_: list[str] | None, store: str | None) -> list[str]:
 def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     from rich.console import Console
 
-    from cluster.artifact import Artifacts
-    from cluster.mlflow_place import locate
+    from cluster.store.artifact import Artifacts
+    from cluster.tracking.place import locate
     from flows import graph, plan
     from flows.quiet import PLAIN_WIDTH
     from flows.recipe import read_recipe

@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a model of ours and back: config and weights; the tokenizer is cluster/interop.py's.
+"""A Hugging Face folder to a model of ours and back: config and weights; the tokenizer is cluster/'s.
 
     read:   config.json -> is it expressible? -> names and shapes of all tensors fit? -> weights, one after another
     write:  the family that can hold it -> config.json, weights, one after another

@@ -167,6 +167,6 @@ def write_scaling(config: ModelConfig) -> dict[str, Any]:
 
 
 def ntk_theta(config: ModelConfig) -> float:
-    """The theta that our "ntk" scaling amounts to (model/rope.py)."""
+    """The theta that our "ntk" scaling amounts to (model/layers/rope.py)."""
     assert config.rope_scaling is not None
     return config.rope_theta * config.rope_scaling.factor ** (config.rope_dim / max(1, config.rope_dim - 2))

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.fit import ALLOCATOR
+from cluster.train.fit import ALLOCATOR
 from model.config import ModelConfig
 from model.count import flops_per_token, parameters
 from model.decoder import Decoder

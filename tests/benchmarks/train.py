@@ -21,14 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cluster.artifact import Artifact, Artifacts
-from cluster.data import corpus, pack, tokenizer
+from cluster.data import corpus, pack
+from cluster.data.readers.sources import Source
 from cluster.data.rows import TokenRows
-from cluster.data.sources import Source
-from cluster.fit import EVENTS
+from cluster.data.tokenizer import tokenizer
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Step, run_step
-from cluster.train import PRETRAIN, PretrainConfig
+from cluster.store.artifact import Artifact, Artifacts
+from cluster.train.fit import EVENTS
+from cluster.train.pretrain import PRETRAIN, PretrainConfig
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token

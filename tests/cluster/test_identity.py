@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 from tiny_stage import Config, Shape, line, stage
 
-from cluster.artifact import Artifacts
 from cluster.identity import canonical_json, field_sides
 from cluster.stage import (
     Step,
@@ -22,6 +21,7 @@ from cluster.stage import (
     previous,
     run_step,
 )
+from cluster.store.artifact import Artifacts
 
 
 def test_only_what_differs_from_its_default_is_in_the_identity():

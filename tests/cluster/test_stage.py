@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from tiny_stage import Config, line, stage
 
-from cluster.artifact import Artifacts, Corrupt
 from cluster.stage import (
     Step,
     Stopped,
@@ -20,6 +19,7 @@ from cluster.stage import (
 )
 from cluster.store import folder as folder_module
 from cluster.store import open_store
+from cluster.store.artifact import Artifacts, Corrupt
 
 
 def test_a_step_runs_once_and_is_then_found(store_url):
@@ -121,7 +121,7 @@ def test_the_rests_of_a_killed_run_are_removed_and_those_of_a_living_one_are_not
 import os, signal, sys, time
 from tests.cluster.tiny_stage import *
 from cluster.stage import run_step
-from cluster.artifact import Artifacts
+from cluster.store.artifact import Artifacts
 def run(ws):
     (ws.out / "half").write_text("x")
     print(ws.out, flush=True)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.mlflow_place import Place, connect, locate
+from cluster.tracking.place import Place, connect, locate
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from tiny_model import make_model
 
-from cluster.release import STAGE, ReleaseConfig
+from cluster.release.release import STAGE, ReleaseConfig
 from cluster.stage import Stage, Step, Workspace
 
 GATE = ({"metric": "bpb", "mode": "min"}, {"metric": "reward", "mode": "max", "max_regression": 0.1})

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from cluster.artifact import Artifacts
 from cluster.stage import Stage, Step
+from cluster.store.artifact import Artifacts
 from flows.graph import Line
 from flows.run import Run, look
 from flows.show import Screen

@@ -195,7 +195,7 @@ class FakeGenerator:
 
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
-    from cluster.loading import Generator
+    from cluster.serve.generator import Generator
 
     fake = FakeGenerator()
     fake.asked = []
@@ -244,7 +244,7 @@ def test_a_model_that_is_not_there_is_one_sentence_and_code_2(folder: Path, word
 
 
 def version(**values: Any) -> Any:
-    from cluster.registry import Version
+    from cluster.registry.versions import Version
 
     base: dict[str, Any] = dict(  # noqa: C408
         name="mine", version=2, aliases=("candidate",), metrics={"bpb": 1.25, "task/sums": 0.5}, gate="failed",
@@ -255,7 +255,7 @@ def version(**values: Any) -> Any:
 
 
 def test_models_lists_models_versions_and_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster import registry
+    from cluster.registry import versions as registry
 
     both = [version(), version(version=1, aliases=("champion",), gate="passed", reason="")]
     fake = SimpleNamespace(
@@ -273,7 +273,7 @@ def test_models_lists_models_versions_and_one_version(monkeypatch: pytest.Monkey
 
 
 def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.loading import Generator
+    from cluster.serve.generator import Generator
 
     def load(cls: Any, model: str) -> Any:
         raise RuntimeError("the disk is on fire")

@@ -17,9 +17,10 @@ import pytest
 from fakes import fake_steps
 from rich.console import Console
 
-from cluster.artifact import Artifacts
 from cluster.stage import run_step
-from flows import artifacts, closing, plan, show
+from cluster.store.artifact import Artifacts
+from flows import closing, plan, show
+from flows import prefect_page as artifacts
 from flows.background import Background
 from flows.quiet import log_path, quiet
 

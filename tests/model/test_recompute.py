@@ -5,7 +5,7 @@ import torch
 from small_models import SHAPES, lively, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import blocked, varlen
+from model.kernels import blocked, varlen
 from model.objectives.next_token import Batch, next_token
 from model.recompute import KEPT
 from model.train_config import Checkpointing

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.artifact import Artifact, Artifacts
 from cluster.data import corpus, filter
 from cluster.data.shards import read_documents
 from cluster.stage import Step, run_step
 from cluster.store import open_store
+from cluster.store.artifact import Artifact, Artifacts
 
 
 def artifacts(folder: Path) -> Artifacts:

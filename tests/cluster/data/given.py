@@ -6,13 +6,13 @@ import random
 
 from pydantic import BaseModel
 
-from cluster.artifact import Artifact, Artifacts
 from cluster.data.pack import STAGE as PACK
 from cluster.data.pack import PackConfig
 from cluster.data.shards import ShardWriter, schema
-from cluster.data.tokenizer import STAGE as TOKENIZER
-from cluster.data.tokenizer import TokenizerConfig
+from cluster.data.tokenizer.tokenizer import STAGE as TOKENIZER
+from cluster.data.tokenizer.tokenizer import TokenizerConfig
 from cluster.stage import Stage, Step, Workspace, run_step
+from cluster.store.artifact import Artifact, Artifacts
 
 SYLLABLES = ["ka", "lo", "mi", "ten", "sur", "pa", "re", "vol", "ni", "dra", "shu", "el", "or", "ban", "qui", "fo"]
 WORDS = ["the", "fox", "and", *(a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("", "n", "s"))]

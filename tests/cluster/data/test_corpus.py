@@ -12,9 +12,10 @@ import pytest
 import zstandard
 from data_pipeline import artifacts, content, corpus_step, ids, quarantine, rows, run_corpus
 
-from cluster.data import corpus, sources
+from cluster.data import corpus
 from cluster.data.corpus import CorpusConfig, Source
 from cluster.data.filter import DedupConfig, FilterConfig
+from cluster.data.readers import sources
 from cluster.identity import field_sides
 from cluster.stage import Stopped, external, fingerprint, run_step
 

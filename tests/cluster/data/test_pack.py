@@ -6,7 +6,7 @@ import pytest
 
 from cluster.data.pack import PackConfig, file_names, held_out_hashes, survey
 from cluster.data.rows import TokenRows
-from cluster.data.tokenizer import Tokenizer
+from cluster.data.tokenizer.tokenizer import Tokenizer
 from tests.cluster.data import given
 
 DOCUMENTS = [*given.some_documents(), ("a/b é", "Only here.\n"), ("a/b é", "Only there.\n")]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cluster.data.rows import IGNORE, TokenRows
-from cluster.data.tokenizer import Tokenizer
+from cluster.data.tokenizer.tokenizer import Tokenizer
 from tests.cluster.data import given
 
 T = 32

@@ -1,0 +1,110 @@
+"""Preference pairs as batches: DPO, IPO and SimPO on (conversation, chosen, rejected)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from cluster.data.order import Permutation, rank_slice
+from cluster.data.tokenizer.chat import render, render_prompt
+from cluster.train.fit import Worker
+from model.decoder import Decoder
+from model.objectives.preference import PreferenceBatch, PreferenceConfig, pair_logprobs, preference
+
+if TYPE_CHECKING:
+    from cluster.align.rlhf import RlhfConfig
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+
+
+class Pair(NamedTuple):
+    chosen: list[int]
+    rejected: list[int]
+    prompt_length: int  # of the prompt that both begin with
+
+    @property
+    def longest(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
+
+class Pairs:
+    """Batches and scores of preference optimisation on one rank. See model.trainer.train for how they are used."""
+
+    def __init__(
+        self,
+        config: RlhfConfig,
+        model: Decoder,
+        reference: Decoder,
+        tokenizer: Tokenizer,
+        worker: Worker,
+        train: list[dict],
+        heldout: list[dict],
+    ):
+        self.config, self.model, self.reference = config, model, reference.requires_grad_(False)
+        self.tokenizer, self.worker = tokenizer, worker
+        longest = min(config.train.seq_len, model.config.max_seq_len)
+        self.train = [p for p in (self._encode(item) for item in train) if p.longest <= longest]
+        self.heldout = [p for p in (self._encode(item) for item in heldout) if p.longest <= longest]
+        if not self.train or not self.heldout:
+            raise ValueError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
+        if config.train.batch_size < worker.world_size:
+            raise ValueError(f"[rlhf.train] batch_size must be at least the number of workers, {worker.world_size}.")
+        settings = PreferenceConfig(loss=config.method, beta=config.beta)  # type: ignore[arg-type]
+        self.objective = partial(preference, config=settings)
+
+    def batch(self, step: int) -> PreferenceBatch:
+        """This rank's pairs of a step, with the reference's log-probabilities."""
+        size = self.config.train.batch_size
+        numbers = np.arange(step * size, (step + 1) * size)[rank_slice(size, self.worker.rank, self.worker.world_size)]
+        chosen = []
+        for epoch, place in zip(*np.divmod(numbers, len(self.train)), strict=True):
+            order = Permutation(len(self.train), (self.config.seed, "preferences", int(epoch)))
+            chosen.append(self.train[int(order(place))])
+        return self._pack(chosen)
+
+    def log(self, step: int) -> dict[str, float]:
+        return {}
+
+    def score(self) -> dict[str, float]:
+        """How often the held-out chosen answer is the likelier one, per token, over all ranks."""
+        part = self.heldout[rank_slice(len(self.heldout), self.worker.rank, self.worker.world_size)]
+        self.model.to(self.worker.device).eval()
+        right = 0.0
+        with torch.no_grad():
+            for start in range(0, len(part), 32):
+                batch = self._pack(part[start : start + 32])
+                batch = PreferenceBatch(*(t.to(self.worker.device) for t in batch))
+                lengths = torch.stack((batch.chosen_mask_PT.sum(1), batch.rejected_mask_PT.sum(1)), 1)
+                means = pair_logprobs(self.model, batch) / lengths
+                right += float((means[:, 0] > means[:, 1]).sum())
+        return self.worker.mean({"heldout_reward": (right, len(part))})
+
+    def _encode(self, item: dict) -> Pair:
+        prompt = render_prompt(self.tokenizer, item["messages"])
+        ids = [
+            render(self.tokenizer, [*item["messages"], {"role": "assistant", "content": item[side]}]).ids
+            for side in ("chosen", "rejected")
+        ]
+        return Pair(ids[0], ids[1], len(prompt))
+
+    def _pack(self, pairs: list[Pair]) -> PreferenceBatch:
+        width = max(pair.longest for pair in pairs)
+        parts: list[torch.Tensor] = []
+        for side in ("chosen", "rejected"):
+            tokens = torch.full((len(pairs), width), self.tokenizer.pad_id)
+            mask = torch.zeros(tokens.shape, dtype=torch.bool)
+            for row, pair in enumerate(pairs):
+                ids = getattr(pair, side)
+                tokens[row, : len(ids)] = torch.tensor(ids)
+                mask[row, pair.prompt_length : len(ids)] = True
+            parts += [tokens, mask]
+        batch = PreferenceBatch(*parts, reference_P2=torch.zeros(len(pairs), 2))
+        if self.config.method == "simpo":
+            return batch  # has no reference
+        device = self.worker.device
+        self.reference.to(device)
+        with torch.no_grad():
+            sums = pair_logprobs(self.reference, PreferenceBatch(*(t.to(device) for t in batch)))
+        return batch._replace(reference_P2=sums.cpu())

@@ -1,0 +1,149 @@
+"""Chat examples, tasks, choices and preferences: from JSON-lines files anywhere, or from `generated://…`.
+
+    chat        {"messages": [{"role", "content"}, …, the assistant's]}
+    task        {"messages": […, the user's] | "prompt": str, "answer", "verifier"}            see rewards.py
+    choice      {"messages": […, the user's] | "prompt": str, "choices": [str, …], "answer": index}
+    preference  {"messages": […, the user's], "chosen": str, "rejected": str}
+
+Every record is checked where it is read, so a wrong one is named by its file and line before any training
+starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cluster.data.examples import generated
+from cluster.data.tokenizer.chat import check_messages, render_prompt
+from cluster.verify.verifiers import check_task
+
+if TYPE_CHECKING:
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+
+MAX_LINE = 16 << 20  # bytes
+Example = dict[str, Any]
+
+
+def read_chat(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
+    """Chat examples of all `urls`, in their order; at most `limit` of each. Raises ValueError for a wrong
+    one."""
+    return _read(urls, limit, _chat, generated.chat_examples)
+
+
+def read_tasks(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
+    """Verifiable tasks, see `read_chat`."""
+    return _read(urls, limit, _task, generated.tasks)
+
+
+def read_choices(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
+    """Multiple-choice items, see `read_chat`."""
+    return _read(urls, limit, _choice, generated.choices)
+
+
+def read_preferences(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
+    """Preference pairs, see `read_chat`."""
+    return _read(urls, limit, _preference, generated.preferences)
+
+
+def digest(url: str) -> str:
+    """What is behind an address now; it changes when any of its examples can."""
+    if url.startswith(generated.SCHEME):
+        return generated.digest(url)
+    from cluster.store.source import digest_source
+
+    return digest_source(url)
+
+
+def prompt_ids(tokenizer: Tokenizer, example: Mapping) -> list[int]:
+    """The ids after which a task's answer or a choice begins: the conversation's, or the plain prompt's."""
+    if "messages" in example:
+        return render_prompt(tokenizer, example["messages"])
+    return tokenizer.encode(example["prompt"], bos=True)
+
+
+def _read(
+    urls: str | Iterable[str],
+    limit: int | None,
+    check: Callable[[Mapping], None],
+    generate: Callable[[str], list[Example]],
+) -> list[Example]:
+    found: list[Example] = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        if url.startswith(generated.SCHEME):
+            found += generate(url)[:limit]
+            continue
+        before = len(found)
+        for where, example in itertools.islice(_records(url), limit):
+            try:
+                check(example)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            found.append(example)
+        if len(found) == before:
+            raise ValueError(f"{url}: there is no example in it. It must have one JSON object a line.")
+    return found
+
+
+def _records(url: str) -> Iterator[tuple[str, Example]]:
+    """(file:line, object) for each line of each file; empty lines are passed over."""
+    from cluster.data.readers.reading import Chunks, kind_of, lines
+    from cluster.store.source import expand, open_binary
+
+    files = expand(url)
+    if not files:
+        raise ValueError(f"{url}: no such file. Give a JSON-lines file, a glob, s3://… or generated://…")
+    for file in files:
+        with open_binary(file.url) as stream:
+            for line in lines(Chunks(stream, kind_of(file.name)[1]), MAX_LINE):
+                where = f"{file.url}:{line.number}"
+                if line.problem:
+                    raise ValueError(f"{where}: the line can't be read: {line.problem.replace('_', ' ')}.")
+                if not line.data.strip():
+                    continue
+                try:
+                    example = json.loads(line.data)
+                except ValueError as error:
+                    raise ValueError(f"{where}: no JSON object: {error}.") from None
+                if not isinstance(example, dict):
+                    raise ValueError(f"{where}: must be a JSON object, not {line.data[:60]!r}.")
+                yield where, example
+
+
+def _chat(example: Mapping) -> None:
+    check_messages(example.get("messages"))
+    if all(message["role"] != "assistant" for message in example["messages"]):
+        raise ValueError("A chat example needs an assistant's message to learn from.")
+
+
+def _asked(example: Mapping, prompt_allowed: bool = True) -> None:
+    if prompt_allowed and "messages" not in example:
+        if not isinstance(example.get("prompt"), str):
+            raise ValueError('It needs "messages", or a "prompt" that is a string.')
+        return
+    check_messages(example.get("messages"))
+    if example["messages"][-1]["role"] != "user":
+        raise ValueError('"messages" must end with the user\'s message.')
+
+
+def _task(example: Mapping) -> None:
+    _asked(example)
+    check_task(example)
+
+
+def _choice(example: Mapping) -> None:
+    _asked(example)
+    choices, answer = example.get("choices"), example.get("answer")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise ValueError('"choices" must be a list of at least two strings.')
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.')
+
+
+def _preference(example: Mapping) -> None:
+    _asked(example, prompt_allowed=False)
+    for name in ("chosen", "rejected"):
+        if not isinstance(example.get(name), str):
+            raise ValueError(f'"{name}" must be a string, not {example.get(name)!r}.')

@@ -1,0 +1,288 @@
+"""Our tokenizer as the files that `AutoTokenizer.from_pretrained` reads, and theirs as ours.
+
+Out:  tokenizer.json         the same pieces as a model of Hugging Face's `tokenizers`; written without that library
+      tokenizer_config.json  names of the special tokens
+      chat_template.jinja    chat.py's template
+      tokenizer.model        the sentencepiece model itself, for whoever reads that, and for coming back
+In:   tokenizer.model (sentencepiece), else tokenizer.json, which then needs `tokenizers` to run
+
+A piece's U+2581 is a space in tokenizer.json, so no text has to be rewritten on its way in or out, and a U+2581 in a
+text becomes its bytes, as with us. Special tokens are where they differ on purpose: Hugging Face turns the *text*
+"<|user|>" into the special token (`split_special_tokens=True` turns that off), which is how its templates work; ours
+never does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.data.tokenizer.codecs import SPACE_MARK, load_tokenizers
+from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
+
+KEPT = (  # a foreign tokenizer's files go back as they came
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+NEVER = -1e6  # Unigram's score of what no text may match
+
+TEMPLATE = """\
+{%- set turn = namespace(allowed=['system', 'user']) -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] not in turn.allowed -%}
+{{- raise_exception('Here comes ' + turn.allowed | join(' or ') + ', not ' + message['role']) -}}
+{%- endif -%}
+{%- set turn.allowed = ['assistant'] if message['role'] == 'user' else ['user'] -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+
+
+# -- out -----------------------------------------------------------------------------------------------------
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a tokenizer's files into `folder`; returns what config.json and generation_config.json say of its ids."""
+    info = tokenizer.info
+    if "library" in info:
+        for name, text in info["files"].items():
+            (folder / name).write_text(text)
+        if info["library"] == "whole-text":
+            (folder / "tokenizer.model").write_bytes(tokenizer.model)
+        ids = {f"{name}_token_id": i for name, i in info["ids"].items()}
+        return ids, json.loads(info["files"].get("generation_config.json", "{}")) or ids
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    (folder / "tokenizer.json").write_text(json.dumps(as_huggingface(tokenizer), ensure_ascii=False, indent=1) + "\n")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": UNK,
+        "pad_token": PAD,
+        "additional_special_tokens": list(SPECIAL),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return ids, ids | {"eos_token_id": list(tokenizer.stop_ids)}
+
+
+def as_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json of a tokenizer that was trained here."""
+    processor: Any = tokenizer.processor
+    pieces = [processor.id_to_piece(i).replace(SPACE_MARK, " ") for i in range(tokenizer.vocab_size)]
+    texts = [
+        not (processor.is_control(i) or processor.is_byte(i) or processor.is_unknown(i)) for i in range(len(pieces))
+    ]
+    scores = [processor.get_score(i) if texts[i] else NEVER for i in range(len(pieces))]
+    if tokenizer.info["algorithm"] == "bpe":
+        model = {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": UNK,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {piece: i for i, piece in enumerate(pieces)},
+            "merges": merges({piece: scores[i] for i, piece in enumerate(pieces) if texts[i]}),
+        }
+    else:
+        vocab = [[piece, score] for piece, score in zip(pieces, scores, strict=True)]
+        model = {"type": "Unigram", "unk_id": tokenizer.unk_id, "vocab": vocab, "byte_fallback": True}
+    start = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": pieces[i],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i in range(len(pieces))
+            if processor.is_control(i) or processor.is_unknown(i)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {  # in lines, as codecs.SentencePiece
+            "type": "Split",
+            "pattern": {"Regex": f"{SPACE_MARK}|[^\\n{SPACE_MARK}]*\\n+|[^\\n{SPACE_MARK}]+"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, first],
+            "pair": [start, first, second],
+            "special_tokens": {BOS: {"id": BOS, "ids": [tokenizer.bos_id], "tokens": [BOS]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": model,
+    }
+
+
+def merges(scores: dict[str, float]) -> list[list[str]]:
+    """BPE's merges from pieces and their scores: every way to make a piece of two, the best piece first.
+
+    sentencepiece ranks a merge by the piece it makes and takes the leftmost of equals; a list of merges ranks each way
+    apart. Where two ways to one piece P overlap in a text, `P[:s] P[s:] P[:s]`, P has the period s: then the way that
+    begins further left must come first, so the cuts at a period do. (In a run of one thing, such as spaces, both cuts
+    are periods; there the longer part is on the left, as the leftmost merges have left it.)
+    """
+    found: list[list[str]] = []
+    for piece in sorted(scores, key=lambda p: -scores[p]):
+        cuts = [s for s in range(1, len(piece)) if piece[:s] in scores and piece[s:] in scores]
+        cuts.sort(key=lambda s: (not piece.startswith(piece[s:]), -s))
+        found += [[piece[:s], piece[s:]] for s in cuts]
+    return found
+
+
+# -- in ------------------------------------------------------------------------------------------------------
+
+
+def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
+    """Write ours (tokenizer.model, tokenizer.json) from a Hugging Face folder; returns its kind, None if it has none.
+
+    Args:
+        rows: of the model's embedding.
+
+    Raises:
+        ValueError: the tokenizer has more ids than that, or its only files are of a kind that isn't read.
+    """
+    model, info = read_tokenizer(source)
+    if info is None:
+        return None
+    tokenizer = Tokenizer.from_bytes(model, info)
+    if tokenizer.vocab_size > rows:
+        raise ValueError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}.")
+    tokenizer.save(target)
+    kinds = {"whole-text": "sentencepiece", "tokenizers": "tokenizer.json (runs with the package tokenizers)"}
+    return kinds.get(info.get("library", ""), "sentencepiece, trained by tokenmill")
+
+
+def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
+    """The tokenizer's bytes and our info about it."""
+    if (source / "tokenizer.model").is_file():
+        model = (source / "tokenizer.model").read_bytes()
+        return model, own_info(model) or _foreign(source, "whole-text", _sentencepiece_names(model))
+    if (source / "tokenizer.json").is_file():
+        model = (source / "tokenizer.json").read_bytes()
+        return model, _foreign(source, "tokenizers", _tokenizers_names(model))
+    if (source / "vocab.json").is_file():
+        raise ValueError(
+            f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
+            "writes one."
+        )
+    return b"", None
+
+
+def own_info(model: bytes) -> dict[str, Any] | None:
+    """The info of a sentencepiece model that was trained here: it has our special tokens in their places."""
+    import sentencepiece
+
+    from cluster.data.tokenizer.training import info_of
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    names = (PAD, UNK, BOS, EOS, *SPECIAL)
+    ours = processor.vocab_size() > len(names) and all(processor.id_to_piece(i) == n for i, n in enumerate(names))
+    return info_of(model, "bpe" if _is_bpe(processor) else "unigram") if ours else None
+
+
+def _is_bpe(processor: Any) -> bool:
+    """BPE's scores are the negative ranks of its pieces; Unigram's are logarithms."""
+    start = len((PAD, UNK, BOS, EOS, *SPECIAL)) + 256
+    return all(processor.get_score(i) == start - i for i in range(start, min(start + 8, processor.vocab_size())))
+
+
+def _sentencepiece_names(model: bytes) -> dict[str, int]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return {processor.id_to_piece(i): i for i in range(processor.vocab_size()) if processor.is_control(i)}
+
+
+def _tokenizers_names(model: bytes) -> dict[str, int]:
+    added = json.loads(model).get("added_tokens") or []
+    return {t["content"]: t["id"] for t in added if t.get("special")}
+
+
+def _foreign(source: Path, library: str, special: dict[str, int]) -> dict[str, Any]:
+    config, generation, about = (
+        _json(source / f) for f in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    for i, token in (about.get("added_tokens_decoder") or {}).items():
+        if token.get("special"):
+            special[token["content"]] = int(i)
+    ids: dict[str, Any] = {}
+    for name in ("bos", "eos", "pad"):
+        named = special.get(_content(about.get(f"{name}_token")))
+        found = [
+            i for i in (generation.get(f"{name}_token_id"), config.get(f"{name}_token_id"), named) if i is not None
+        ]
+        ids |= {name: found[0]} if found else {}
+    adds_bos = _adds_bos(source, library, about, ids.get("bos"))
+    files = {n: (source / n).read_text() for n in KEPT if (source / n).is_file()}
+    return foreign_info(library, special, ids, adds_bos, files)
+
+
+def foreign_info(
+    library: str, special: dict[str, int], ids: dict[str, Any], adds_bos: bool, files: dict[str, str]
+) -> dict[str, Any]:
+    """What our tokenizer.json says of a tokenizer that was trained elsewhere.
+
+    Args:
+        ids: of bos, eos (or a list of them: where generation ends) and pad, as far as it has them.
+        files: what goes back as it came.
+    """
+    eos = ids.get("eos", [])
+    stops = list(eos) if isinstance(eos, list) else [eos]
+    first = stops[0] if stops else -1
+    return {
+        "format": 1,
+        "library": library,
+        "pad_id": ids.get("pad", first),
+        "unk_id": -1,
+        "bos_id": ids.get("bos", -1),
+        "eos_id": first,
+        "adds_bos": adds_bos and "bos" in ids,
+        "stop_ids": stops,
+        "special": special,
+        "ids": ids,
+        "files": files,
+    }
+
+
+def _adds_bos(source: Path, library: str, about: dict[str, Any], bos: int | None) -> bool:
+    """Whether its own library begins a text with the beginning-of-sequence token."""
+    if library == "tokenizers":
+        return load_tokenizers((source / "tokenizer.json").read_bytes()).encode("a").ids[:1] == [bos]
+    return bool(about.get("add_bos_token", True))
+
+
+def _content(token: Any) -> str:
+    """A special token is written as its text, or as an object with it."""
+    return token.get("content", "") if isinstance(token, dict) else token or ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,172 @@
+"""The tokenizer: sentencepiece pieces with byte fallback, so that every text survives encode and decode.
+
+    id 0 <pad>  1 <unk>  2 <s> bos  3 </s> eos  4 <|system|>  5 <|user|>  6 <|assistant|>  7 <|end|>
+    id 8..263   the bytes 0..255, for what no piece covers
+    id 264..    pieces of text
+
+Text goes in as it is: no normalisation, no dummy prefix, white space and newlines kept (Kudo and Richardson
+2018, 1808.06226). The special tokens are CONTROL symbols, which text never matches: a document that contains
+"<|user|>" is encoded as those eight characters, and only the chat template (chat.py) can put the id there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.data.tokenizer.codecs import make_codec
+from cluster.stage import Stage, Workspace
+
+SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+SPECIAL = (SYSTEM, USER, ASSISTANT, END)
+PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
+RESERVED = 4 + len(SPECIAL) + 256
+
+
+class TokenizerConfig(BaseModel):
+    """`[tokenizer]` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = Field(4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included")
+    sample_mb: float = Field(20.0, gt=0, le=4096, description="text it is trained on, at most")
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="share of each source in the sample; 1 where not named"
+    )
+    character_coverage: float = Field(
+        0.9995,
+        gt=0.5,
+        le=1,
+        description="share of the sample's characters that get a piece; the rest are bytes",
+    )
+    split_digits: bool = Field(True, description="each digit a token of its own")
+    max_piece_length: int = Field(16, ge=1, le=64, description="characters in a piece, at most")
+    seed: int = 0
+
+
+class Tokenizer:
+    """A trained tokenizer. Pickles as its bytes, so it travels to any worker.
+
+    Args:
+        folder: holds tokenizer.model and tokenizer.json: a tokenizer artifact's or a model's folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        try:
+            self._load((folder / "tokenizer.model").read_bytes(), json.loads((folder / "tokenizer.json").read_text()))
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
+
+    @classmethod
+    def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:
+        tokenizer = cls.__new__(cls)
+        tokenizer._load(model, info)
+        return tokenizer
+
+    def _load(self, model: bytes, info: dict[str, Any]) -> None:
+        self.model, self.info = model, info
+        self._codec = make_codec(model, info)
+        self.vocab_size: int = self._codec.size
+        self.special: dict[str, int] = dict(info["special"])
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
+        self.adds_bos: bool = info.get("adds_bos", True)
+        self.end_id: int = {END: self.eos_id, **self.special}[END]
+        # Where generation ends. An imported model may end its turns at tokens of its own.
+        self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
+        self._names = {
+            self.pad_id: PAD,
+            self.bos_id: BOS,
+            self.eos_id: EOS,
+            **{i: name for name, i in self.special.items()},
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "info": self.info}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._load(state["model"], state["info"])
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Ids of a text, of any length. What can't be UTF-8 (a lone surrogate) becomes U+FFFD.
+
+        bos: begin with the beginning-of-sequence id, unless this is an imported model's that wants none.
+        """
+        ids = [self.bos_id] if bos and self.adds_bos else []
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids += self._codec.encode(text)
+        if eos:
+            ids.append(self.eos_id)
+        return ids
+
+    def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
+        return [self.encode(text, bos=bos, eos=eos) for text in texts]
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+        """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.
+
+        `decode(encode(text)) == text` for every text. Bytes that are not UTF-8 become U+FFFD.
+        """
+        out: list[str] = []
+        run: list[int] = []
+        for i in [*map(int, ids), self.pad_id]:
+            if i not in self._names:
+                run.append(i)
+                continue
+            if run:
+                out.append(self._codec.decode(run))
+                run = []
+            if keep_special:
+                out.append(self._names[i])
+        if keep_special:
+            out.pop()  # the pad that ended the last run
+        return "".join(out)
+
+    @property
+    def processor(self) -> Any:
+        """The sentencepiece processor of a tokenizer that was trained here."""
+        return self._codec.processor  # type: ignore[attr-defined]
+
+    def piece(self, i: int) -> str:
+        """A token's piece as its library writes it, for people to read."""
+        return self._codec.piece(int(i))
+
+    def ids(self, names: Sequence[str]) -> list[int]:
+        """Ids of special tokens by name. Raises ValueError for a name that isn't one."""
+        known = {name: i for i, name in self._names.items()}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no special token. There are {', '.join(known)}.")
+        return [known[name] for name in names]
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / "tokenizer.model").write_bytes(self.model)
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n")
+
+
+def run_tokenizer(ws: Workspace) -> dict:
+    """Train on a sample of the documents; writes tokenizer.model and tokenizer.json."""
+    from cluster.data.tokenizer.training import sample_documents, train_remote
+
+    sample = sample_documents(ws, ws.config)
+    tokenizer, measured = train_remote(ws, sample.references, ws.config)
+    tokenizer.save(ws.out)
+    ws.events.metrics(0, {f"bytes_per_token/{name}": value for name, value in measured.items()})
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "algorithm": ws.config.algorithm,
+        "sample_bytes": sum(sample.bytes.values()),
+        "sample": sample.bytes,
+        "bytes_per_token": measured,
+    }
+
+
+STAGE = Stage(name="tokenizer", kind="tokenizer", version=2, config=TokenizerConfig, run=run_tokenizer)

@@ -1,0 +1,122 @@
+"""The parts of an evaluation that ask the model something: multiple choice, verified generation, samples.
+
+Each is a function of a model artifact and plain settings, run as a Ray task by cluster/evaluate/evaluate.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.evaluate.evaluate import EvaluateConfig, TaskConfig
+    from cluster.store.artifact import Artifact
+
+BATCH = 64
+CHOICE_SAMPLES = 32  # ways of hiding a choice's tokens; choices are short, and compared one by one
+
+
+def score_task(model: Artifact, task: TaskConfig, config: EvaluateConfig) -> dict[str, float]:
+    """`NAME/accuracy` of one task, and how many items it had."""
+    import torch
+
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+    from model.checkpoint import load_model
+
+    torch.set_num_threads(1)
+    decoder, tokenizer = load_model(model.path()), Tokenizer(model.path())
+    score = score_choices if task.kind == "choice" else score_answers
+    rights = score(decoder, tokenizer, task, config)
+    accuracy = sum(rights) / len(rights)
+    return {f"{task.name}/accuracy": accuracy, f"{task.name}/items": float(len(rights))}
+
+
+def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
+    """1 where the right choice has the highest log-probability per UTF-8 byte, for each item.
+
+    The normaliser is the choice's bytes, as in acc_norm of the usual harness, so tokenizers compare. Of a diffusion
+    model it is the bound of the choice's tokens after the prompt.
+    """
+    import torch
+
+    from cluster.data.examples.examples import prompt_ids, read_choices
+    from model.objectives.logprobs import sequence_logprobs
+    from model.objectives.masked_diffusion import likelihood_bound
+    from model.objectives.next_token import IGNORE, Batch
+    from model.segments import pads_apart
+
+    items = read_choices(task.data, task.limit)
+    longest = decoder.config.max_seq_len
+    rows: list[tuple[list[int], int]] = []
+    for item in items:
+        prompt = prompt_ids(tokenizer, item)
+        for choice in item["choices"]:
+            ids = prompt + tokenizer.encode(choice) + ([tokenizer.end_id] if "messages" in item else [])
+            cut = max(0, len(ids) - longest)  # keep the end: the choice is there
+            rows.append((ids[cut:], max(1, len(prompt) - cut)))
+    totals: list[float] = []
+    with torch.no_grad():
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            width = max(len(ids) for ids, _ in part)
+            tokens = torch.full((len(part), width), tokenizer.pad_id)
+            mask = torch.zeros(tokens.shape, dtype=torch.bool)
+            for row, (ids, begin) in enumerate(part):
+                tokens[row, : len(ids)] = torch.tensor(ids)
+                mask[row, begin : len(ids)] = True
+            if decoder.config.causal:
+                totals += sequence_logprobs(decoder, tokens, mask).sum(1).tolist()
+                continue
+            positions = pads_apart(torch.tensor([len(ids) for ids, _ in part]), width)
+            batch = Batch(tokens, torch.where(mask, tokens, IGNORE), positions)
+            numbers = start + torch.arange(len(part))
+            totals += (-likelihood_bound(decoder, batch, numbers, CHOICE_SAMPLES, config.seed)[0]).tolist()
+    rights, at = [], 0
+    for item in items:
+        per_byte = [
+            total / max(1, len(choice.encode()))
+            for total, choice in zip(totals[at : at + len(item["choices"])], item["choices"], strict=True)
+        ]
+        at += len(item["choices"])
+        rights.append(float(per_byte.index(max(per_byte)) == item["answer"]))
+    return rights
+
+
+def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
+    """The verifier's reward of each task's greedy answer; one that doesn't end has none."""
+    from cluster.data.examples.examples import prompt_ids, read_tasks
+    from cluster.verify.verifiers import verify
+    from model.generate.by_kind import generate
+
+    items = read_tasks(task.data, task.limit)
+    prompts = [prompt_ids(tokenizer, item) for item in items]
+    stops = [tokenizer.end_id, tokenizer.eos_id]
+    answers = generate(decoder, prompts, task.max_new_tokens, stop_ids=stops, unmasking=config.unmasking)
+    return [
+        verify(item, tokenizer.decode(answer.tokens[:-1])) if answer.finish == "stop" else 0.0
+        for item, answer in zip(items, answers, strict=True)
+    ]
+
+
+def sample(model: Artifact, config: EvaluateConfig) -> list[dict[str, str]]:
+    """What the model makes of the recipe's prompts and questions."""
+    import torch
+
+    from cluster.serve.generator import Generator
+
+    torch.set_num_threads(1)
+    asked = [[{"role": "user", "content": question}] for question in config.questions]
+    prompts = [*config.prompts, *asked]
+    if not prompts:
+        return []
+    generator = Generator(model.path(), device="cpu")
+    texts = generator.generate(
+        prompts,
+        max_new_tokens=config.sample_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        unmasking=None if generator.model.config.causal else config.unmasking,
+    )
+    return [
+        {"prompt": p if isinstance(p, str) else p[0]["content"], "completion": text}
+        for p, text in zip(prompts, texts, strict=True)
+    ]

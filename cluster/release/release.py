@@ -1,0 +1,245 @@
+"""Release: a new version in the MLflow registry, and the champion's place if it passes the gate.
+
+    model, evaluations ─▶ MLflow model (code, safetensors, signature) ─▶ version N, @candidate
+                                                           gate ─ passed ─▶ @champion, audit tags on both
+                                                                └ failed ─▶ tag gate=failed, and the reason
+
+A version is found again by its fingerprint's tag, so a release that is resumed or repeated registers nothing twice.
+MLflow's aliases have no compare-and-set and no history: promotion reads the old champion, sets, reads back, and
+writes on both versions what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.identity import how
+from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
+from cluster.release.gate import GateMetric, Requirement, Verdict, judge
+from cluster.release.package import count_parameters, register
+from cluster.stage import Stage, Workspace
+from cluster.store.artifact import Artifact
+from cluster.tracking.place import Place, answering, connect, experiment_id, locate
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+
+
+class ReleaseConfig(BaseModel):
+    """`[release]` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("", description="the registered model; default: the recipe's name", pattern=r"^[^/:@]*$")
+    metrics: tuple[GateMetric, ...] = Field((), description="compared with the champion's; see cluster/release/gate.py")
+    require: tuple[Requirement, ...] = Field((), description="bounds that must hold, champion or not")
+    tracking_uri: str | None = how(None, description="default: [tracking] uri")
+    experiment: str | None = how(None, description="default: [tracking] experiment")
+
+
+def run_release(ws: Workspace) -> dict:
+    """Register, judge, promote. Writes release.json; the summary is the same.
+
+    Inputs: model; evaluation, whose summary the gate judges; base_evaluation, shown beside it.
+
+    Raises:
+        ConnectionError: MLflow doesn't answer; the stage can be tried again at any point.
+    """
+    config: ReleaseConfig = ws.config
+    if not config.name:
+        raise ValueError("[release] needs a name for the registered model.")
+    place = locate(ws.artifacts.store.url, config.tracking_uri)
+    with answering(place.uri):
+        return _release(ws, config, place)
+
+
+def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> dict:
+    client = connect(place.uri)
+    registry = Registry(place)
+    metrics = _numbers(ws.inputs["evaluation"].summary)
+    version = registry.find(config.name, ws.fingerprint) if _is_registered(client, config.name) else None
+    if version is None:
+        ws.progress(0, 3, "registering")
+        version = _register(ws, client, registry, metrics)
+    ws.progress(1, 3, f"version {version.version}")
+    verdict = _judge_and_promote(client, registry, version, config, metrics)
+    ws.progress(2, 3, "passed" if verdict.passed else "failed")
+    _describe(client, version, ws, metrics, verdict)
+    final = registry.get(version.uri)
+    result = {
+        "name": final.name,
+        "version": final.version,
+        "aliases": list(final.aliases),
+        "uri": f"models:/{final.name}@{CHAMPION}" if CHAMPION in final.aliases else final.uri,
+        "gate": {"passed": verdict.passed, "reason": verdict.reason, "metrics": verdict.rows},
+        "parameters": final.parameters,
+    }
+    (ws.out / "release.json").write_text(json.dumps(result, indent=1))
+    columns = ["metric", "value", "champion", "verdict"]
+    ws.events.table("gate", columns, [[r[c] for c in columns] for r in verdict.rows])
+    ws.progress(3, 3, result["uri"])
+    return result
+
+
+def still_valid(artifact: Artifact, config: ReleaseConfig) -> bool:
+    """Whether the version is still in the registry. An MLflow that is away proves nothing."""
+    place = locate(artifact.store_url, config.tracking_uri)
+    try:
+        return Registry(place).find(artifact.summary["name"], artifact.fingerprint) is not None
+    except LookupError:
+        return False
+    except Exception as error:
+        _log.warning("Can't ask MLflow at %s whether the release is still there: %s", place.uri, error)
+        return True
+
+
+# -- registering ---------------------------------------------------------------------------------------------
+
+
+def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: dict[str, float]) -> Version:
+    folder = ws.inputs["model"].path()
+    return register(registry, folder, ws.config.name, _run_id(ws, client), _tags(ws, folder, metrics), metrics)
+
+
+def _run_id(ws: Workspace, client: MlflowClient) -> str:
+    """The stage's run in MLflow: context["run"], a tracking.Run; without one, a run of its own."""
+    run = ws.context.get("run")
+    run_id = run.wait_run_id() if run is not None else ""
+    if run_id:
+        return run_id
+    config: ReleaseConfig = ws.config
+    place = locate(ws.artifacts.store.url, config.tracking_uri)
+    experiment = experiment_id(client, config.experiment or config.name, place.artifact_root)
+    made = client.create_run(experiment, run_name="release", tags={f"{TAG}fingerprint": ws.fingerprint})
+    client.set_terminated(made.info.run_id)
+    return made.info.run_id
+
+
+def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, str]:
+    model, evaluation = ws.inputs["model"], ws.inputs["evaluation"]
+    lineage = {a.manifest.name or a.kind: a.manifest.key for a in ws.artifacts.lineage(model)}
+    tokens = evaluation.manifest.inputs.get("tokens")
+    return {
+        f"{TAG}fingerprint": ws.fingerprint,
+        f"{TAG}model": model.fingerprint,
+        f"{TAG}recipe": str(ws.context.get("recipe", "")),
+        f"{TAG}store": ws.artifacts.store.url,
+        f"{TAG}lineage": json.dumps(lineage),
+        f"{TAG}metrics": json.dumps(metrics),
+        f"{TAG}evaluated_on": tokens.fingerprint if tokens else "",
+        f"{TAG}parameters": str(count_parameters(folder / "model.safetensors")),
+        f"{TAG}code_version": model.manifest.code_version,
+        f"{TAG}sha256": model.manifest.files["model.safetensors"].sha256,
+    }
+
+
+def _is_registered(client: MlflowClient, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+# -- judging -------------------------------------------------------------------------------------------------
+
+
+def _judge_and_promote(
+    client: MlflowClient,
+    registry: Registry,
+    version: Version,
+    config: ReleaseConfig,
+    metrics: dict[str, float],
+) -> Verdict:
+    """Set the aliases that the version has earned, and read back that they are there.
+
+    Raises:
+        RuntimeError: another release set the champion at the same time; running again decides anew.
+    """
+    number = str(version.version)
+    client.set_registered_model_alias(version.name, CANDIDATE, number)
+    champion = _champion(registry, version.name)
+    if champion is not None and champion.version == version.version:  # an earlier attempt had come this far
+        return Verdict(True, version.reason or "it is the champion", _json_rows(version))
+    verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require)
+    tags = {"gate": "passed" if verdict.passed else "failed", "gate.reason": verdict.reason}
+    tags["gate.rows"] = json.dumps(verdict.rows)
+    tags["gate.against"] = champion.uri if champion else ""
+    for name, value in tags.items():
+        client.set_model_version_tag(version.name, number, f"{TAG}{name}", value)
+    if not verdict.passed:
+        return verdict
+    client.set_registered_model_alias(version.name, CHAMPION, number)
+    now = _champion(registry, version.name)
+    if now is None or now.version != version.version:
+        raise RuntimeError(
+            f"Version {now.version if now else '?'} of {version.name} took @{CHAMPION} at the same moment. "
+            f"Run the same command again: the gate then compares with that one."
+        )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    client.set_model_version_tag(version.name, number, f"{TAG}promoted", when)
+    client.set_model_version_tag(version.name, number, f"{TAG}previous_champion", champion.uri if champion else "")
+    if champion is not None:
+        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded", when)
+        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded_by", version.uri)
+    return verdict
+
+
+def _champion(registry: Registry, name: str) -> Version | None:
+    try:
+        return registry.get(f"models:/{name}@{CHAMPION}")
+    except LookupError:
+        return None
+
+
+def _json_rows(version: Version) -> list[dict]:
+    return json.loads(version.tags.get(f"{TAG}gate.rows", "[]"))
+
+
+def _describe(
+    client: MlflowClient, version: Version, ws: Workspace, metrics: dict[str, float], verdict: Verdict
+) -> None:
+    """The version's page: verdict and evaluation, as Markdown."""
+    before = _numbers(ws.inputs["base_evaluation"].summary) if "base_evaluation" in ws.inputs else {}
+    rows = {r["metric"]: r for r in verdict.rows}
+    lines = [
+        f"**Gate {'passed' if verdict.passed else 'failed'}**: {verdict.reason}",
+        "",
+        "| metric | base model | this version | champion | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted({*metrics, *rows}):
+        row = rows.get(name, {})
+        cells = [before.get(name), metrics.get(name), row.get("champion")]
+        shown = ["" if c is None else f"{c:.4g}" for c in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} | {row.get('verdict', '')} |")
+    client.update_model_version(version.name, str(version.version), "\n".join(lines))
+
+
+def _numbers(summary: dict[str, Any]) -> dict[str, float]:
+    from cluster.tracking.tracker import numbers_of
+
+    return numbers_of(summary)
+
+
+STAGE = Stage(
+    name="release",
+    kind="release",
+    version=1,
+    config=ReleaseConfig,
+    run=run_release,
+    still_valid=still_valid,
+    uses_ray=False,
+)

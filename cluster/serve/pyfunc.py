@@ -1,0 +1,119 @@
+"""The model as MLflow runs it: a "model from code", so nothing of it is pickled.
+
+MLflow copies this file beside the weights and executes it when the model is loaded, in a process where `tokenmill`
+is installed; everything else is imported from there. Takes, and answers with a list of strings, one for each prompt:
+
+    "text"   ["text", …]                                          completed as they are
+    [{"role": "user", "content": "…"}, …]   {"messages": […]}     answered, in the chat format that it was trained on
+    [[message, …], [message, …]]                                  conversations
+    a DataFrame with a column `prompt`, `messages` or, alone, any name: a row each
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+from mlflow.models import set_model
+
+OPTIONS = {"max_new_tokens": int, "temperature": float, "top_p": float, "seed": int}
+UNMASKING = ("steps", "block_length")  # of diffusion models; 0: the default
+
+
+def prompts_of(data: Any) -> list[Any]:
+    """The prompts in whatever `predict` was given: a list of strings and of lists of messages.
+
+    Raises:
+        ValueError: nothing of the forms above.
+    """
+    if isinstance(data, str):
+        return [data]
+    if isinstance(data, Mapping):
+        if _is_message(data):
+            return [[dict(data)]]
+        for name in ("messages", "prompt", "prompts"):
+            if name in data:
+                return prompts_of(_plain(data[name]))
+        raise ValueError(f"A dict with the keys {', '.join(map(repr, data))}: it needs 'messages' or 'prompt'.")
+    if hasattr(data, "columns"):
+        return _rows(data)
+    data = _plain(data)
+    if not isinstance(data, list):
+        raise ValueError(f"A {type(data).__name__} is no prompt. Give a string, a list of them, or chat messages.")
+    if data and all(isinstance(item, Mapping) and _is_message(item) for item in data):
+        return [[dict(item) for item in data]]
+    prompts: list[Any] = []
+    for item in data:
+        prompts += prompts_of(item)
+    return prompts
+
+
+def _is_message(item: Mapping) -> bool:
+    return "role" in item and "content" in item
+
+
+def _rows(frame: Any) -> list[Any]:
+    columns = [str(c) for c in frame.columns]
+    if {"role", "content"} <= set(columns):  # a list of messages that was made a table on the way
+        return [[{"role": r, "content": c} for r, c in zip(frame["role"], frame["content"], strict=True)]]
+    names = [c for c in ("messages", "prompt") if c in columns] or (columns if len(columns) == 1 else [])
+    if not names:
+        raise ValueError(f"A table with the columns {', '.join(columns)}: it needs 'prompt' or 'messages'.")
+    prompts: list[Any] = []
+    for _, row in frame.iterrows():
+        values = [_plain(row.iloc[columns.index(name)]) for name in names]
+        given = [v for v in values if v is not None and v == v]
+        if not given:
+            raise ValueError(f"A row has nothing in {' or '.join(names)}.")
+        value = given[0]
+        if isinstance(value, str) and names[0] == "messages" and value.lstrip().startswith("["):
+            value = json.loads(value)
+        prompts += prompts_of(value)
+    return prompts
+
+
+def _plain(value: Any) -> Any:
+    """Lists out of arrays, tuples and series."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+class TokenmillModel(mlflow.pyfunc.PythonModel):
+    """A registered language model."""
+
+    # MLflow wants a type hint of the input and warns without one; its hints can't say "a string or messages".
+    _skip_type_hint_validation = True
+
+    def load_context(self, context: Any) -> None:
+        try:
+            from cluster.serve.generator import Generator
+        except ImportError as error:
+            raise ImportError(
+                f"This model runs with the package `tokenmill`, which can't be imported here ({error}). "
+                "Install it from its repository: pip install git+<its URL>, or pip install . in a checkout."
+            ) from error
+        self.generator = Generator(context.artifacts["model"])
+
+    def predict(self, context, model_input, params: dict[str, Any] | None = None):
+        """A list of strings, one for each prompt."""
+        prompts = prompts_of(model_input)
+        return self.generator.generate(prompts, **_options(params)) if prompts else []
+
+    def predict_stream(self, context, model_input, params: dict[str, Any] | None = None):
+        """Pieces of text. MLflow makes a table of the input first: give {"prompt": …} or {"messages": […]}."""
+        for prompt in prompts_of(model_input):
+            yield from self.generator.stream(prompt, **_options(params))
+
+
+def _options(params: dict[str, Any] | None) -> dict[str, Any]:
+    from cluster.serve.generator import unmasking_of
+
+    given = {k: v for k, v in (params or {}).items() if v is not None}
+    options = {k: OPTIONS[k](v) for k, v in given.items() if k in OPTIONS}
+    return options | {"unmasking": unmasking_of(**{k: int(given[k]) for k in UNMASKING if k in given})}
+
+
+set_model(TokenmillModel())

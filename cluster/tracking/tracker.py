@@ -1,0 +1,348 @@
+"""Tracking: one MLflow run for a run of the line, and a child run for each of its stages.
+
+    tracker = Tracker(locate("store", config.uri), "my experiment")
+    tracker.start_line("demo", params, recipe_text, tags)          returns at once: all goes through the outbox
+    run = tracker.stage("pretrain", fingerprint, events_path)      …and its events.jsonl is followed
+    run.finish("FINISHED", summary)
+    tracker.finish("FINISHED")                                     waits for the rest, within a time
+
+A thread delivers the outbox (outbox.py). MLflow away for a minute, or for good, slows nothing down; what is
+not delivered by the end, the next run of the line on this machine delivers. Only MlflowClient is used: MLflow's
+fluent interface keeps its active run by thread.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.events import EventLog
+from cluster.tracking.follow import Follower
+from cluster.tracking.machine import Sampler
+from cluster.tracking.outbox import TAG, Delivery
+from cluster.tracking.place import Place, locate
+from cluster.tracking.sender import POLL_SECONDS, Task, claim, left_behind, remove
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+_log = logging.getLogger(__name__)
+
+
+class TrackingConfig(BaseModel):
+    """`[tracking]` of a recipe. None of it changes what is made, so none of it is in a fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = Field(
+        None, description="http://… or a database; default: MLFLOW_TRACKING_URI, else SQLite beside the store"
+    )
+    experiment: str | None = Field(None, description="default: the recipe's name")
+    system_metrics: bool = True
+    system_seconds: float = Field(10.0, gt=0, description="seconds between two samples of the machine's load")
+
+
+class Run:
+    """A run of MLflow, or what will become one. Methods return at once; the outbox does the rest."""
+
+    def __init__(self, tracker: Tracker, key: str):
+        self._tracker, self.key = tracker, key
+        self.log = EventLog(tracker.folder / f"{key}.jsonl")  # metrics(), params(), tags(), text(), table(), figure()
+        self.open = True
+        self.cached = False
+        self._follower: Follower | None = None
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id, "" while the run isn't there yet."""
+        delivery = self._tracker.delivery
+        return delivery.run_id(self.key) if delivery else ""
+
+    def wait_run_id(self, timeout: float = 30.0) -> str:
+        """MLflow's id, or "" if MLflow doesn't answer in time."""
+        end = time.monotonic() + timeout
+        while not self.run_id and time.monotonic() < end:
+            self._tracker.wake()
+            time.sleep(0.02)
+        return self.run_id
+
+    def follow(self, events_path: Path) -> None:
+        """Send what is appended to this file, also after it is moved or deleted. Once per run.
+
+        Raises:
+            ValueError: the run follows another file already.
+        """
+        if self._follower is not None:
+            if self._follower.source == Path(events_path):
+                return
+            raise ValueError(f"Run {self.key} follows {self._follower.source} already; start a new stage run.")
+        self._follower = Follower(events_path, self._tracker.folder / f"{self.key}.stage")
+
+    def poll(self) -> None:
+        if self._follower is not None and self.open:
+            self._follower.poll()
+
+    def finish(
+        self,
+        status: Status = "FINISHED",
+        summary: Mapping[str, Any] | None = None,
+        events_path: Path | None = None,
+    ) -> None:
+        """Close the run.
+
+        Args:
+            summary: its numbers become metrics, of this run and, as `STEP/NAME`, of the line's.
+            events_path: the published events.jsonl, in case that the build folder's was never followed.
+        """
+        if not self.open:
+            return
+        if self._follower is not None:
+            self._follower.close(events_path)
+        elif events_path is not None and not self.cached:
+            self.follow(events_path)
+        numbers = numbers_of(summary or {})
+        if numbers:
+            self.log.metrics(0, numbers)
+            parent = self._tracker.line
+            if parent is not None and parent is not self:
+                step = self.key.partition("-")[2]
+                parent.log.metrics(0, {f"{step}/{k}": v for k, v in numbers.items()})
+        self.log.append({"type": "close", "status": status, "end": _now()})
+        self.open = False
+        self._tracker.wake()
+
+
+class Tracker:
+    """The runs of one run of the line.
+
+    Args:
+        place: where MLflow is; see `locate`.
+        experiment: MLflow's experiment; made where needed.
+        system_seconds: seconds between two samples of the machine's load; None: no system metrics.
+    """
+
+    def __init__(self, place: Place | str | Path, experiment: str, system_seconds: float | None = 10.0):
+        self.place = place if isinstance(place, Place) else locate(place)
+        self.experiment = experiment
+        self.line: Run | None = None
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self.folder = self.place.state / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.delivery: Delivery | None = None
+        self._lock: Any = None
+        self.problem: str | None = None  # why the last delivery failed, in MLflow's words
+        self._runs: list[Run] = []
+        self._guard = threading.Lock()
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self._delivered = threading.Event()
+        self._thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
+        self._samples = 0
+        self._sampler = Sampler(self._sample, system_seconds) if system_seconds else None
+
+    def start(self) -> None:
+        """Begin in the background: import MLflow, make its database, deliver what earlier runs left."""
+        with self._guard:
+            self._prepare()
+            if not self._thread.is_alive() and not self._ending.is_set():
+                self._thread.start()
+                if self._sampler:
+                    self._sampler.start()
+
+    def start_line(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        recipe_text: str = "",
+        tags: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Open the line's run. `params`, nested or flat, become `a.b` = value; the text becomes recipe.toml."""
+        self.line = self._open(name, "line", None, {f"{TAG}recipe": name, **(tags or {})})
+        if params:
+            self.line.log.params(flatten(params))
+        if recipe_text:
+            self.line.log.text("recipe.toml", recipe_text)
+        self.start()
+        return self.line
+
+    def stage(
+        self,
+        step: str,
+        fingerprint: str = "",
+        events_path: Path | None = None,
+        cached: bool = False,
+        summary: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Open a stage's run; a cached one is closed at once, with its summary.
+
+        Raises:
+            ValueError: before `start_line`.
+        """
+        if self.line is None:
+            raise ValueError("Tracker.stage before Tracker.start_line: a stage's run needs the line's run.")
+        own = {f"{TAG}stage": step, f"{TAG}fingerprint": fingerprint, f"{TAG}cached": str(cached).lower()}
+        run = self._open(step, step, self.line.key, {**own, **(tags or {})}, fingerprint, cached)
+        if params:
+            run.log.params(flatten(params))
+        if events_path is not None and not cached:
+            run.follow(events_path)
+        if cached:
+            run.finish("FINISHED", summary)
+        return run
+
+    def finish(self, status: Status = "FINISHED", timeout: float = 30.0) -> bool:
+        """Close what is open and wait, for `timeout` seconds at most, until all is delivered.
+
+        Returns:
+            Whether it is. If not, it stays in `folder`, and the next run of the line delivers it.
+        """
+        for run in reversed(self._runs):
+            run.finish(status if run is self.line else "FAILED" if status == "FINISHED" else status)
+        if self._sampler:
+            self._sampler.stop()
+        self._ending.set()
+        self._wake.set()
+        end = time.monotonic() + timeout
+        if self._thread.is_alive():
+            self._delivered.wait(timeout)
+        if self._thread.is_alive() and self._delivered.is_set():
+            self._thread.join(max(0.0, end - time.monotonic()))  # what earlier runs had left
+        if self.delivery is None:
+            return True
+        if not self._delivered.is_set():
+            _log.warning("MLflow at %s has not got all yet (%s): %s", self.place.uri, self.problem, self.folder)
+            return False  # the folder stays locked: the thread may be in a request as long as the process lives
+        remove(self.folder)
+        self._lock.close()
+        return True
+
+    def url(self, run: Run | str | None) -> str | None:
+        """A link to a run for a person; None while it has no id, or where no server shows it (see place.command)."""
+        run_id = run.run_id if isinstance(run, Run) else run
+        if not run_id or not self.place.is_server or not self.delivery or not self.delivery.experiment:
+            return None
+        return f"{self.place.uri}/#/experiments/{self.delivery.experiment}/runs/{run_id}"
+
+    def wake(self) -> None:
+        """Have the sender look now."""
+        self._wake.set()
+
+    def _prepare(self) -> Delivery:
+        """The line's folder, made when there is something to put into it."""
+        if self.delivery is None:
+            self.folder.mkdir(parents=True)
+            self._lock = claim(self.folder)
+            root = self.place.artifact_root
+            line = {"uri": self.place.uri, "experiment": self.experiment, "artifact_root": root}
+            (self.folder / "line.json").write_text(json.dumps(line))
+            self.delivery = Delivery(self.folder, live=True)
+        return self.delivery
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _open(
+        self,
+        name: str,
+        label: str,
+        parent: str | None,
+        tags: Mapping[str, Any],
+        fingerprint: str = "",
+        cached: bool = False,
+    ) -> Run:
+        safe = "".join(c if c.isalnum() or c in "_-." else "_" for c in label)
+        with self._guard:
+            self._prepare()
+            run = Run(self, f"{len(self._runs):03d}-{safe}")
+            self._runs.append(run)
+        run.cached = cached
+        run.log.append(
+            {
+                "type": "open",
+                "name": name,
+                "parent": parent,
+                "start": _now(),
+                "tags": {"mlflow.user": _user(), "mlflow.source.name": "tokenmill", **tags},
+                "fingerprint": fingerprint,
+                "cached": cached,
+            }
+        )
+        self.wake()
+        return run
+
+    def _sample(self, values: dict[str, float]) -> None:
+        self._samples += 1
+        for run in list(self._runs):
+            if run.open:
+                run.log.metrics(self._samples, values)
+
+    def _deliver(self) -> None:
+        """The sender's thread."""
+        delivery = self._prepare()
+        own = Task(delivery)
+        others: list[Task] | None = None
+        while True:
+            self._wake.wait(POLL_SECONDS)
+            self._wake.clear()
+            ending = self._ending.is_set()  # asked before the look at the files: what comes later is seen next time
+            for run in list(self._runs):
+                run.poll()
+            own.attempt(hurry=ending)
+            self.problem = own.problem
+            if others is None and not own.problem:  # MLflow is there: now for what earlier runs left
+                others = [Task(d, lock) for d, lock in left_behind(self.place.state, self.folder)]
+            for task in others or ():
+                task.attempt()
+            if ending and own.done and delivery.finished():
+                self._delivered.set()
+                break
+            if ending and not self.folder.exists():
+                break  # another process has delivered it
+        for task in others or ():
+            task.attempt(hurry=True)
+            task.release()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}, "c": [{"d": 2}, 3]} -> {"a.b": 1, "c.0.d": 2, "c.1": 3}; lists of plain values stay one."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, (list, tuple)) and any(isinstance(v, (Mapping, list, tuple)) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def numbers_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a nested summary, as `a/b` -> value."""
+    return {
+        k.replace(".", "/") if "." in k and k not in summary else k: float(v)
+        for k, v in flatten(summary).items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+__all__ = ["Place", "Run", "Tracker", "TrackingConfig", "flatten", "locate", "numbers_of"]

@@ -1,0 +1,146 @@
+"""Policy and preference optimisation as batches: what is sampled, masked, rewarded and held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny_model import make_model
+
+from cluster.align.preferences import Pairs
+from cluster.align.rlhf import RlhfConfig, asked, split
+from cluster.align.rollout import Rollouts
+from cluster.data.examples import examples
+from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.train.fit import Worker
+from cluster.verify.verifiers import verify
+from model.checkpoint import load_model
+from model.objectives.logprobs import sequence_logprobs
+from model.train_config import TrainConfig
+
+TASKS = "generated://arithmetic?n=80&digits=1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), max_seq_len=128)
+
+
+def config(**fields: Any) -> RlhfConfig:
+    train = TrainConfig(steps=2, batch_size=24, seq_len=128)
+    return RlhfConfig(**{"tasks": (TASKS,), "group_size": 4, "max_new_tokens": 6, "train": train, **fields})
+
+
+def rollouts(folder: Path, settings: RlhfConfig, rank: int = 0, world_size: int = 1) -> Rollouts:
+    worker = Worker(rank, world_size, 0, "", "", None)
+    worker.mean = lambda sums: {name: total / max(n, 1) for name, (total, n) in sums.items()}  # type: ignore
+    train, heldout = split(settings)
+    models = load_model(folder), load_model(folder)
+    return Rollouts(settings, *models, Tokenizer(folder), worker, train, heldout)
+
+
+@pytest.mark.parametrize("heldout", [(), ("generated://arithmetic?n=20&digits=1&split=heldout",), (TASKS,)])
+def test_no_conversation_is_both_trained_on_and_held_out(heldout: tuple[str, ...]) -> None:
+    settings = config(heldout=heldout)
+    if heldout == (TASKS,):  # all of it held out: nothing is left to train on
+        with pytest.raises(ValueError, match="needs both"):
+            split(settings)
+        return
+    train, held = split(settings)
+    assert train and held
+    assert not {asked(item) for item in train} & {asked(item) for item in held}
+
+
+def test_sampled_log_probabilities_are_the_policys_own(folder: Path) -> None:
+    learner = rollouts(folder, config())
+    batch = learner.batch(0)
+    again = sequence_logprobs(learner.model, batch.tokens_BT, batch.mask_BT)
+    assert torch.allclose(again, batch.old_BT, atol=1e-4)
+    assert torch.allclose(batch.reference_BT, batch.old_BT, atol=1e-4)  # it begins as the reference
+    assert batch.mask_BT.any(1).all() and not batch.mask_BT[:, 0].any()
+
+
+def test_an_answer_that_is_cut_off_has_no_reward(folder: Path) -> None:
+    learner = rollouts(folder, config(max_new_tokens=1))
+    learner._answer = lambda prompts, *_: [done(learner.tokenizer, "The answer is 7.", ends) for ends in (True, False)]  # type: ignore
+    task = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "answer": "7", "verifier": "number"}
+    whole, cut = learner._answer([], None, [])
+    assert (learner._reward(task, whole), learner._reward(task, cut)) == (1.0, 0.0)
+    assert verify(task, "The answer is 7.") == 1.0
+
+
+def done(tokenizer: Tokenizer, text: str, ends: bool) -> Any:
+    from model.generate.engine import Completion
+
+    ids = tokenizer.encode(text)
+    tokens = [*ids, tokenizer.end_id] if ends else ids
+    return Completion(tokens, [0.0] * len(tokens), [0.0] * len(tokens), "stop" if ends else "length")
+
+
+def test_advantages_sum_to_nothing_within_each_group(folder: Path) -> None:
+    learner = rollouts(folder, config())
+    counter = iter(range(1000))
+    learner._reward = lambda task, answer: float(next(counter) % 3 == 0)  # type: ignore
+    batch = learner.batch(0)
+    assert torch.allclose(batch.advantage_B.view(-1, 4).sum(1), torch.zeros(6), atol=1e-6)
+    assert batch.advantage_B.abs().max() > 0.1
+
+
+def test_two_ranks_sample_what_one_would(folder: Path) -> None:
+    whole = rollouts(folder, config()).batch(1)
+    parts = [rollouts(folder, config(), rank, 2).batch(1) for rank in (0, 1)]
+    texts = [row[mask].tolist() for p in parts for row, mask in zip(p.tokens_BT, p.mask_BT, strict=True)]
+    assert texts == [row[mask].tolist() for row, mask in zip(whole.tokens_BT, whole.mask_BT, strict=True)]
+
+
+def test_dapo_leaves_out_groups_whose_answers_are_all_alike(folder: Path) -> None:
+    learner = rollouts(folder, config(method="dapo"))
+    learner._reward = lambda task, answer: 1.0  # type: ignore
+    assert learner.batch(0).weight_B.sum() == 0
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "simpo"])
+def test_a_step_on_pairs_makes_the_chosen_likelier(folder: Path, method: str) -> None:
+    settings = config(method=method, preferences=(TASKS,), beta=0.5, train=TrainConfig(batch_size=16, seq_len=128))
+    train, heldout = split(settings)
+    worker = Worker(0, 1, 0, "", "", None)
+    learner = Pairs(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, train, heldout)
+    batch = learner.batch(0)
+    losses = []
+    optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.02)
+    for _ in range(8):
+        loss, count, _ = learner.objective(learner.model, batch)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert 0 <= learner.score()["heldout_reward"] <= 1
+
+
+def test_the_masks_of_a_pair_cover_the_answers_and_nothing_of_the_prompt(folder: Path) -> None:
+    settings = config(method="dpo", preferences=(TASKS,))
+    train, heldout = split(settings)
+    tokenizer = Tokenizer(folder)
+    worker = Worker(0, 1, 0, "", "", None)
+    learner = Pairs(settings, load_model(folder), load_model(folder), tokenizer, worker, train, heldout)
+    item = examples.read_preferences(TASKS)[0]
+    batch = learner._pack([learner._encode(item)])
+    answer = batch.chosen_PT[0][batch.chosen_mask_PT[0]].tolist()
+    assert tokenizer.decode(answer[:-1]) == item["chosen"] and answer[-1] == tokenizer.end_id
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tasks": ()}, "give tasks"),
+        ({"method": "dpo"}, "give preferences"),
+        ({"group_size": 5}, "multiple of group_size"),
+    ],
+)
+def test_a_method_without_its_data_is_refused(fields: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        config(**fields)

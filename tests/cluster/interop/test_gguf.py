@@ -1,0 +1,81 @@
+"""GGUF files, read back by the library, by `transformers` and by ourselves."""
+
+import json
+
+import pytest
+import torch
+
+from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.interop.gguf import export_gguf, import_gguf
+from model.checkpoint import load_config, load_model, save_model
+from model.config import ModelConfig
+from model.decoder import Decoder
+from tests.cluster.tiny_model import TEXT, make_model
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose widths are whole blocks of 32, with grouped keys and a head of its own."""
+    folder = make_model(tmp_path_factory.mktemp("ours"))
+    config = ModelConfig(360, 64, 2, 4, n_kv_heads=2, d_head=32, d_ff=96, tie_embeddings=False, max_seq_len=64)
+    model = Decoder(config).init_weights(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    save_model(model, folder)
+    return folder
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(8, 360, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def logits(folder) -> torch.Tensor:
+    model = load_model(folder)
+    with torch.no_grad():
+        return model.logits(model(tokens())[0])
+
+
+@pytest.mark.parametrize(("precision", "near"), [("f32", 0.0), ("f16", 1e-2), ("q8_0", 0.2)])
+def test_a_file_is_read_back(folder, precision, near, tmp_path):
+    size = export_gguf(folder, tmp_path / "m.gguf", precision)
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert size == (tmp_path / "m.gguf").stat().st_size
+    kinds = {t.name: t.tensor_type.name for t in reader.tensors}
+    assert kinds["blk.0.attn_q.weight"] == precision.upper() and kinds["output_norm.weight"] == "F32"
+    done = import_gguf(tmp_path / "m.gguf", tmp_path / "back")
+    assert done.parameters == sum(p.numel() for p in load_model(folder).parameters())
+    torch.testing.assert_close(logits(tmp_path / "back"), logits(folder), atol=near, rtol=0)
+    ours, back = Tokenizer(folder), Tokenizer(tmp_path / "back")
+    assert back.info == ours.info
+    assert all(back.encode(text) == ours.encode(text) for text in [*TEXT, "  é🙂\n\n\u2581 x"])
+
+
+def test_transformers_gives_the_same_logits(folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    export_gguf(folder, tmp_path / "m.gguf", "f32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    torch.testing.assert_close(theirs(tokens()).logits.detach(), logits(folder), atol=1e-4, rtol=1e-4)
+
+
+def test_what_has_no_place_in_a_file_is_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("tokenizer.model", "tokenizer.json", "model.safetensors"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    for changes, message in (
+        ({"qk_norm": True}, "qk_norm = True"),
+        ({"qkv_bias": True}, "qkv_bias"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 2.0}}, "yarn"),
+    ):
+        (other / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=message):
+            export_gguf(other, tmp_path / "x.gguf")
+    with pytest.raises(ValueError, match="f32, f16, q8_0"):
+        export_gguf(folder, tmp_path / "x.gguf", "q2")
+    assert list(tmp_path.glob("*.gguf*")) == []
+    assert load_config(folder).qk_norm is False

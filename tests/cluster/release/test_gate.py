@@ -1,0 +1,59 @@
+"""The gate lets a model pass for what its recipe names, and says why not."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.release.gate import GateMetric, Requirement, judge
+
+BPB = GateMetric(metric="bpb", mode="min")
+REWARD = GateMetric(metric="reward", mode="max", max_regression=0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "champion", "passes"),
+    [(1.9, 2.0, True), (2.0, 2.0, False), (2.1, 2.0, False), (math.nan, 2.0, False), (math.inf, 2.0, False)],
+)
+def test_a_metric_must_be_better_than_the_champions(value, champion, passes):
+    for sign, mode in ((1, "min"), (-1, "max")):
+        verdict = judge({"m": sign * value}, {"m": sign * champion}, (GateMetric(metric="m", mode=mode),))
+        assert verdict.passed is passes, (mode, verdict)
+
+
+@pytest.mark.parametrize(("value", "passes"), [(0.6, True), (0.5, True), (0.41, True), (0.39, False)])
+def test_a_metric_may_regress_by_what_is_allowed(value, passes):
+    verdict = judge({"reward": value}, {"reward": 0.5}, (REWARD,))
+    assert verdict.passed is passes
+    assert ("0.39 is worse than the champion's 0.5 by more than 0.1" in verdict.reason) is not passes
+
+
+def test_the_first_model_passes_if_its_metrics_are_there_and_finite():
+    assert judge({"bpb": 9.0, "reward": 0.0}, None, (BPB, REWARD)).passed
+    assert not judge({"bpb": math.nan, "reward": 0.0}, None, (BPB, REWARD)).passed
+    missing = judge({"bpb/prose": 1.0, "bpbs": 2.0, "reward": 0.0}, None, (BPB, REWARD))
+    assert not missing.passed
+    assert "bpb: the evaluation has no such metric; did you mean 'bpbs'?" in missing.reason
+
+
+def test_one_failure_fails_and_every_failure_is_told():
+    verdict = judge({"bpb": 2.0, "reward": 0.0}, {"bpb": 2.0, "reward": 0.5}, (BPB, REWARD))
+    assert not verdict.passed
+    assert verdict.reason.count(";") == 1
+    assert [r["metric"] for r in verdict.rows] == ["bpb", "reward"]
+
+
+def test_a_champion_of_another_recipe_lacks_a_metric():
+    assert judge({"bpb": 2.0}, {"other": 1.0}, (BPB,)).passed
+
+
+@pytest.mark.parametrize(("value", "passes"), [(3.0, True), (3.1, False), (0.9, False), (1.0, True)])
+def test_bounds_hold_with_and_without_a_champion(value, passes):
+    bound = Requirement(metric="bpb", min=1.0, max=3.0)
+    assert judge({"bpb": value}, None, (), (bound,)).passed is passes
+    assert judge({"bpb": value}, {"bpb": 99.0}, (BPB,), (bound,)).passed is passes
+
+
+def test_a_bound_without_bounds_is_refused():
+    with pytest.raises(ValidationError, match="min, max or both"):
+        Requirement(metric="bpb")

@@ -1,0 +1,390 @@
+"""Tracking and its outbox, against MLflow's real SQLite store."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_mlflow import curve, runs, sqlite_place
+
+from cluster.events import EventLog, read_events
+from cluster.tracking import outbox
+from cluster.tracking.place import Place, connect, locate
+from cluster.tracking.tracker import Tracker, flatten, numbers_of
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return sqlite_place(tmp_path)
+
+
+def tracker(place: Place, **kw) -> Tracker:
+    return Tracker(place, "line", system_seconds=None, **kw)
+
+
+def test_a_run_of_the_line_holds_a_run_of_each_stage(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo", {"train": {"lr": 1e-3}, "sources": [{"name": "a"}]}, "name = 'demo'\n", {"x": "y"})
+    stage = track.stage("pretrain", "f1", tmp_path / "events.jsonl", tags={"artifact": "model/f1"}, params={"d": 8})
+    stage.finish("FINISHED", {"loss": 2.5, "documents": {"prose": 3}, "device": "cpu"})
+    track.stage("pack", "f2", cached=True, summary={"tokens": 7})
+    assert track.finish(timeout=60)
+
+    found = runs(place, "line")
+    line, pretrain, pack = found["demo"], found["pretrain"], found["pack"]
+    assert {r.info.status for r in found.values()} == {"FINISHED"}
+    assert pretrain.data.tags["mlflow.parentRunId"] == pack.data.tags["mlflow.parentRunId"] == line.info.run_id
+    assert line.data.params == {"train.lr": "0.001", "sources.0.name": "a"}
+    assert line.data.tags["x"] == "y"
+    assert Path(connect(place.uri).download_artifacts(line.info.run_id, "recipe.toml")).read_text() == "name = 'demo'\n"
+    assert pretrain.data.metrics == {"loss": 2.5, "documents/prose": 3.0}
+    assert pretrain.data.params == {"d": "8"}
+    assert pretrain.data.tags["tokenmill.fingerprint"] == "f1"
+    assert pretrain.data.tags["artifact"] == "model/f1"
+    assert (pretrain.data.tags["tokenmill.cached"], pack.data.tags["tokenmill.cached"]) == ("false", "true")
+    assert line.data.metrics == {"pretrain/loss": 2.5, "pretrain/documents/prose": 3.0, "pack/tokens": 7.0}
+    assert not track.folder.exists()
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("fate", ["stays", "renamed", "deleted"])
+def test_the_curve_is_the_events_files_whatever_becomes_of_it(place, tmp_path, monkeypatch, linked, fate):
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *a, **k: (_ for _ in ()).throw(OSError("another file system")))
+    track = tracker(place)
+    track.start_line("demo")
+    (tmp_path / "out").mkdir()
+    log = EventLog(tmp_path / "out" / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    for step in range(1500):  # more than one request holds
+        log.metrics(step, {"loss": 1 / (step + 1), "lr": 0.1}, time_ms=1_700_000_000_000 + step)
+    if fate == "renamed":
+        (tmp_path / "out").rename(tmp_path / "published")
+    if fate == "deleted":
+        log.path.unlink()
+    stage.finish()
+    assert track.finish(timeout=60)
+    expected = [(s, 1 / (s + 1), 1_700_000_000_000 + s) for s in range(1500)]
+    assert curve(place, stage.run_id, "loss") == expected
+
+
+def test_a_stage_too_quick_to_be_followed_is_read_from_its_artifact(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo")
+    stage = track.stage("corpus", "f1", tmp_path / "not there yet" / "events.jsonl")
+    EventLog(tmp_path / "published.jsonl").metrics(0, {"documents": 4})
+    stage.finish(events_path=tmp_path / "published.jsonl")
+    assert track.finish(timeout=60)
+    assert runs(place, "line")["corpus"].data.metrics == {"documents": 4.0}
+
+
+def test_a_restarted_worker_repeats_no_point(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    for step in [*range(8), *range(5, 12)]:  # it died at 7 and went on from its checkpoint at 5
+        log.metrics(step, {"loss": float(step)})
+    log.metrics(4, {"evaluation": 1.0})  # a metric that lags behind is its own curve
+    stage.finish("FINISHED", {"loss": 99.0})
+    assert track.finish(timeout=60)
+    assert [p[:2] for p in curve(place, stage.run_id, "loss")] == [(s, float(s)) for s in range(12)]
+    assert [p[:2] for p in curve(place, stage.run_id, "evaluation")] == [(4, 1.0)]
+
+
+def test_what_a_stage_says_between_two_looks_is_told(place, tmp_path, monkeypatch):
+    """The sender has read the stage's events, and then finds the run closed, with more events before that."""
+    real, late = outbox.Delivery._deliver, []
+
+    def deliver(self, key, path, which, position, **kw):
+        if which == "own" and key == "001-pretrain" and not late:
+            late.append(key)
+            log.metrics(1, {"loss": 1.0})
+            stage.finish("FINISHED", {"loss": 1.0})
+        return real(self, key, path, which, position, **kw)
+
+    monkeypatch.setattr(outbox.Delivery, "_deliver", deliver)
+    track = tracker(place)
+    track.start_line("demo")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    log.metrics(0, {"loss": 2.0})
+    while not late:
+        time.sleep(0.02)
+    assert track.finish(timeout=60)
+    assert [p[:2] for p in curve(place, stage.run_id, "loss")] == [(0, 2.0), (1, 1.0)]
+
+
+def test_a_batch_sent_twice_is_stored_once(place, tmp_path, monkeypatch):
+    """The process dies between MLflow's answer and the note of it."""
+    track = tracker(place)
+    track.start_line("demo")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    for step in range(50):
+        log.metrics(step, {"loss": float(step)})
+    log.table("samples", ["text"], [["a"], ["b"]])
+    stage.finish()
+    real, failures = outbox.Delivery._save, []
+
+    def save(self):
+        if len(failures) < 8 and len(failures) % 2 == 0:
+            failures.append("lost")
+            self._positions = {  # what the disk still says
+                k: outbox.Position(**v) for k, v in json.loads((self.folder / "position.json").read_text()).items()
+            } if (self.folder / "position.json").exists() else {}  # fmt: skip
+            raise OSError("no space left on device")
+        failures.append("kept")
+        real(self)
+
+    monkeypatch.setattr(outbox.Delivery, "_save", save)
+    assert track.finish(timeout=60)
+    assert failures.count("lost") == 4
+    assert [p[:2] for p in curve(place, stage.run_id, "loss")] == [(s, float(s)) for s in range(50)]
+    table = Path(connect(place.uri).download_artifacts(stage.run_id, "samples.json")).read_text()
+    assert json.loads(table) == {"columns": ["text"], "data": [["a"], ["b"]]}
+    assert set(runs(place, "line")) == {"demo", "pretrain"}
+
+
+def test_a_lost_answer_to_create_run_makes_no_second_run(place, monkeypatch):
+    from mlflow import MlflowClient
+
+    real, lost = MlflowClient.create_run, []
+
+    def create_run(self, *args, **kw):
+        run = real(self, *args, **kw)
+        if len(lost) < 2:
+            lost.append(run.info.run_id)
+            raise ConnectionError("the answer was lost")
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    track = tracker(place)
+    track.start_line("demo")
+    track.stage("pack", "f", cached=True)
+    assert track.finish(timeout=60)
+    assert {r.info.run_id for r in runs(place, "line").values()} == set(lost)
+
+
+def test_what_mlflow_refuses_holds_up_nothing(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo", {"lr": 1})
+    track.line.log.text("between.txt", "two requests")
+    track.line.log.params({"lr": 2, "seed": 3})  # MLflow's params can't change
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    log.figure("broken", {"kind": "pie", "series": []})
+    log.metrics(1, {"loss % of 7 (µ)": 2.0, "diverged": math.inf, "undefined": math.nan})
+    stage.finish()
+    assert track.finish(timeout=60)
+    found = runs(place, "line")
+    assert found["demo"].data.params == {"lr": "1", "seed": "3"}
+    metrics = found["pretrain"].data.metrics
+    assert metrics["loss _ of 7 _µ_"] == 2.0
+    assert math.isnan(metrics["diverged"])
+    assert math.isnan(metrics["undefined"])
+    refused = list(place.state.glob("*-refused.jsonl"))
+    assert [e["run"] for _, e in read_events(refused[0])] == ["000-line", "001-pretrain"]
+
+
+def test_texts_tables_and_figures_reach_the_run(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    log.text("notes.md", "# hello")
+    log.table("samples", ["step", "text"], [[0, "a"]])
+    log.table("samples", ["step", "text"], [[9, "é"]])
+    log.figure("loss", {"title": "loss", "kind": "line", "series": [{"name": "train", "x": [0, 1], "y": [3, 2]}]})
+    stage.finish()
+    assert track.finish(timeout=60)
+    client = connect(place.uri)
+    assert {f.path for f in client.list_artifacts(stage.run_id)} == {"notes.md", "samples.json", "figures"}
+    table = json.loads(Path(client.download_artifacts(stage.run_id, "samples.json")).read_text())
+    assert table == {"columns": ["step", "text"], "data": [[0, "a"], [9, "é"]]}
+    shown = json.loads(client.get_run(stage.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert shown == [{"path": "samples.json", "type": "table"}]  # what MLflow's own log_table writes
+    figure = Path(client.download_artifacts(stage.run_id, "figures/loss.png")).read_bytes()
+    assert figure.startswith(b"\x89PNG")
+
+
+DYING = """
+import os, signal, sys, time
+from pathlib import Path
+from cluster.events import EventLog
+from cluster.tracking.tracker import Tracker, locate
+
+folder = Path(sys.argv[1])
+if sys.argv[2] == "down":
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+track = Tracker(locate(folder / "store"), "line", system_seconds=None)
+track.start_line("demo")
+log = EventLog(folder / "out" / "events.jsonl")
+(folder / "out").mkdir()
+run = track.stage("pretrain", "f1", log.path)
+for step in range(300):
+    log.metrics(step, {"loss": float(step)}, time_ms=1_700_000_000_000 + step)
+if sys.argv[2] == "up":
+    run.wait_run_id(60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_loses_no_point_and_its_runs_are_marked_killed(place, tmp_path):
+    done = subprocess.run([sys.executable, "-c", DYING, tmp_path, "up"], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == done.stderr == ""  # MLflow's chatter doesn't reach the terminal
+    (tmp_path / "out" / "events.jsonl").unlink()  # as the next run of the stage does
+    track = tracker(place)
+    track.start_line("demo again")
+    stage = track.stage("pretrain again", "f1")
+    stage.finish()
+    assert track.finish(timeout=60)
+    found = runs(place, "line")
+    assert found["demo"].info.status == found["pretrain"].info.status == "KILLED"
+    assert found["pretrain"].data.tags["mlflow.parentRunId"] == found["demo"].info.run_id
+    expected = [(s, float(s), 1_700_000_000_000 + s) for s in range(300)]
+    assert curve(place, found["pretrain"].info.run_id, "loss") == expected
+    assert not [p for p in place.state.iterdir() if p.is_dir()]
+
+
+def test_a_run_that_died_on_another_machine_is_marked_killed(place, monkeypatch):
+    client = connect(place.uri)
+    experiment = client.create_experiment("line", place.artifact_root)
+    old = str(int((time.time() - 3600) * 1000))
+    young = str(int(time.time() * 1000))
+    tags = {"tokenmill.fingerprint": "f1"}
+    dead = client.create_run(experiment, tags={**tags, "tokenmill.alive": old}, run_name="dead")
+    alive = client.create_run(experiment, tags={**tags, "tokenmill.alive": young}, run_name="alive")
+    other = client.create_run(experiment, tags={"tokenmill.fingerprint": "f2", "tokenmill.alive": old})
+    track = tracker(place)
+    track.start_line("demo")
+    track.stage("pretrain", "f1").finish()
+    assert track.finish(timeout=60)
+    statuses = [client.get_run(r.info.run_id).info.status for r in (dead, alive, other)]
+    assert statuses == ["KILLED", "RUNNING", "RUNNING"]
+
+
+def test_a_server_that_is_away_delays_nothing_and_the_next_run_delivers(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Place("http://127.0.0.1:9", None, place.state)
+    begun = time.monotonic()
+    track = Tracker(away, "line", system_seconds=None)
+    track.start_line("demo", {"lr": 1}, "text")
+    log = EventLog(tmp_path / "events.jsonl")
+    stage = track.stage("pretrain", "f1", log.path)
+    for step in range(100):
+        log.metrics(step, {"loss": float(step)})
+    stage.finish()
+    assert time.monotonic() - begun < 1
+    assert track.url(stage) is None
+    assert not track.finish(timeout=1.5)
+    assert time.monotonic() - begun < 4
+    assert track.problem
+    log.path.unlink()
+    folder = track.folder
+    line = json.loads((folder / "line.json").read_text())
+    line |= {"uri": place.uri, "artifact_root": place.artifact_root}  # it comes back, here as another
+    (folder / "line.json").write_text(json.dumps(line))
+    track._lock.close()  # as the end of its process does
+
+    track = tracker(place)
+    track.start_line("next")
+    assert track.finish(timeout=60)
+    found = runs(place, "line")
+    assert (found["demo"].info.status, found["pretrain"].info.status) == ("FINISHED", "FINISHED")
+    assert [p[0] for p in curve(place, found["pretrain"].info.run_id, "loss")] == list(range(100))
+    assert found["demo"].data.params == {"lr": "1"}
+    assert not folder.exists()
+
+
+def test_another_living_process_s_outbox_is_left_alone(place):
+    other = tracker(place)
+    other.start_line("other")
+    track = tracker(place)
+    track.start_line("mine")
+    assert track.finish(timeout=60)
+    assert other.folder.exists()
+    assert runs(place, "line")["mine"].info.status == "FINISHED"
+    assert other.finish(timeout=60)
+    assert {r.info.status for r in runs(place, "line").values()} == {"FINISHED"}
+
+
+def test_a_line_of_cached_stages_costs_little(place):
+    begun = time.process_time()  # not wall time, which here is the neighbours' affair
+    track = tracker(place)
+    track.start_line("demo", {str(i): i for i in range(100)}, "text")
+    for number in range(11):
+        track.stage(f"stage{number}", f"f{number}", cached=True, summary={str(i): i for i in range(20)})
+    queued = time.process_time() - begun
+    assert track.finish(timeout=60)
+    assert queued < 0.3
+    assert time.process_time() - begun < 1.5
+    assert len(runs(place, "line")) == 12
+
+
+def test_system_metrics_are_sampled_beside_the_stages(place):
+    track = Tracker(place, "line", system_seconds=0.1)
+    track.start_line("demo")
+    stage = track.stage("pretrain", "f1")
+    time.sleep(0.6)
+    stage.finish()
+    assert track.finish(timeout=60)
+    for run in runs(place, "line").values():
+        assert 0 <= run.data.metrics["system/cpu_utilization_percentage"] <= 100
+        assert run.data.metrics["system/system_memory_usage_megabytes"] > 10
+
+
+def test_an_unfinished_stage_fails_when_the_line_ends(place):
+    track = tracker(place)
+    track.start_line("demo")
+    track.stage("pretrain", "f1")
+    assert track.finish("KILLED", timeout=60)
+    assert {r.info.status for r in runs(place, "line").values()} == {"KILLED"}
+
+
+def test_a_tracker_that_is_never_used_leaves_no_trace(tmp_path):
+    assert Tracker(locate(tmp_path / "store"), "line").finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_before_the_line_is_refused(place):
+    with pytest.raises(ValueError, match="start_line"):
+        tracker(place).stage("pretrain", "f")
+
+
+def test_flatten_and_numbers():
+    assert flatten({"a": {"b": 1}, "c": [{"d": 2}, 3], "e": [1, 2], "f": {}}) == {
+        "a.b": 1,
+        "c.0.d": 2,
+        "c.1": 3,
+        "e": [1, 2],
+        "f": {},
+    }
+    assert numbers_of({"a": {"b": 1}, "x.y": 2, "s": "text", "t": True, "n": None}) == {"a/b": 1.0, "x.y": 2.0}
+
+
+def test_the_place_of_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    local = locate("store")
+    assert local.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert local.artifact_root == f"{tmp_path}/mlartifacts"
+    remote = locate("s3://bucket/prefix/")
+    assert (remote.uri, remote.artifact_root) == (local.uri, "s3://bucket/prefix/mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert locate("store").uri == "http://host:5000"
+    assert locate("store").artifact_root is None
+    assert locate("store", "sqlite:///other/m.db").uri == f"sqlite:///{tmp_path}/other/m.db"
+    assert locate("store", "sqlite:///other/m.db").artifact_root == f"{tmp_path}/other/mlartifacts"
+    with pytest.raises(ValueError, match="http"):
+        locate("store", "./mlruns")
