@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, Field
 from pydantic_core import PydanticUndefined
 
+from cluster.errors import UserError
+
 _ABSENT = object()
 
 
@@ -134,7 +136,7 @@ def _encode(value: Any, name: str) -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{name} = {value}: a config's numbers must be finite.")
+            raise UserError(f"{name} = {value}: a config's numbers must be finite.")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 1 and 1.0 are one setting
     if isinstance(value, BaseModel) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         return identity(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
@@ -34,6 +35,19 @@ def code_version() -> str:
         except (OSError, subprocess.SubprocessError):
             pass  # no git here, or another owner's checkout
     return f"{_version('tokenmill') or '0'}+{sources_hash()}"
+
+
+@functools.cache
+def repository() -> str:
+    """Where this code came from, for who wants to report something: the checkout's origin, else the package's URL."""
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+            return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        urls = dict(u.split(", ", 1) for u in metadata.metadata("tokenmill").get_all("Project-URL") or [])
+        return next((urls[n] for n in ("Issues", "Repository", "Homepage") if n in urls), "")
+    return ""
 
 
 @functools.cache

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import UserError
+
 LOOPBACK = "127.0.0.1"
 
 # Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
@@ -108,17 +110,17 @@ class Session:
         gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
         use_gpu = gpus > 0 if self.config.use_gpu == "auto" else self.config.use_gpu
         if use_gpu and not gpus:
-            raise ValueError('[cluster] use_gpu = true, but Ray sees no GPU here: set use_gpu = "auto" or false.')
+            raise UserError('[cluster] use_gpu = true, but Ray sees no GPU here: set use_gpu = "auto" or false.')
         count = self.config.workers
         if count == "auto":
             count = gpus if use_gpu else 1
         if use_gpu and count > gpus:
-            raise ValueError(f"[cluster] workers = {count}, but the cluster has {gpus} GPUs: one worker needs one GPU.")
+            raise UserError(f"[cluster] workers = {count}, but the cluster has {gpus} GPUs: one worker needs one GPU.")
         if count == 0:
             return 0, use_gpu, self.config.cpus_per_worker or float(os.cpu_count() or 1)
         share = self.config.cpus_per_worker or min(max(cpus // count, 1.0), cpus / count)
         if share * count > cpus + 1e-6:
-            raise ValueError(
+            raise UserError(
                 f"[cluster] {count} workers x {share:g} CPUs need {share * count:g} CPUs and the cluster has "
                 f"{cpus:g}: lower workers or cpus_per_worker."
             )

@@ -37,13 +37,9 @@ Wiring = tuple[Progress, Callable[[], bool], RunContext]
 EVENTS = "events.jsonl"
 
 __all__ = [
-    "Outcome", "RunContext", "Stage", "Step", "Stopped", "Workspace", "digest_source", "explain", "find",
+    "Outcome", "RunContext", "Stage", "Step", "Workspace", "digest_source", "explain", "find",
     "fingerprint", "how", "identity", "previous", "run_step",
 ]  # fmt: skip
-
-
-class Stopped(Exception):
-    """The work was asked to stop and did, with a checkpoint. The message says how to go on."""
 
 
 @dataclass(frozen=True)

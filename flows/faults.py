@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.stage import Stopped
+from cluster.errors import Stopped, UserError
 
-NEVER = (ValueError, TypeError, LookupError, AssertionError, Stopped, KeyboardInterrupt)
+NEVER = (UserError, ValueError, TypeError, LookupError, AssertionError, Stopped, KeyboardInterrupt)
 BUILTIN = (ConnectionError, TimeoutError)
 # By name, so that asking imports nothing: a class that was never imported was never raised.
 BY_NAME = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flows.recipe_errors import nearest
+from cluster.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from cluster.stage import Stage, Step, Workspace
@@ -113,7 +113,7 @@ def until(steps: list[Step], name: str | None) -> list[Step]:
     if name not in by_name:
         close = nearest(name, by_name)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"--until {name}: this recipe has no such stage.{hint} Its stages: {', '.join(by_name)}.")
+        raise UserError(f"--until {name}: this recipe has no such stage.{hint} Its stages: {', '.join(by_name)}.")
     needed: set[str] = set()
 
     def visit(step: Step) -> None:

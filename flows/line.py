@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
-from cluster.stage import Stopped
+from cluster.errors import Stopped
 from flows import prefect_page as artifacts
 from flows.faults import is_infrastructure_fault
 from flows.run import Run

@@ -28,13 +28,14 @@ from cluster.data.filter import FilterConfig, check_sources
 from cluster.data.pack import PackConfig
 from cluster.data.readers.sources import Source
 from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.errors import UserError, nearest
 from cluster.evaluate.evaluate import EvaluateConfig
 from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
 from cluster.tracking.tracker import TrackingConfig
 from cluster.train.extend import ExtendConfig, extended
 from cluster.train.pretrain import objective_problem
-from flows.recipe_errors import Problem, RecipeError, nearest
+from flows.recipe_errors import Problem, RecipeError
 from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
@@ -89,7 +90,7 @@ class Recipe(BaseModel):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise ValueError("letters, digits, dashes, dots and underscores, and it begins with a letter or digit.")
+            raise UserError("letters, digits, dashes, dots and underscores, and it begins with a letter or digit.")
         return name
 
     @field_validator("store", mode="before")
@@ -148,7 +149,7 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             wrong(f"tokenizer.weights.{name}", f"one of the sources: {', '.join(names)}.{hint}")
     try:
         check_sources(recipe.filter, names)
-    except ValueError as error:
+    except UserError as error:
         wrong("filter", str(error))
     final = ("model.max_seq_len", recipe.model.max_seq_len)
     lengths: dict[str, tuple[int, tuple[str, int]]] = {"train.seq_len": (recipe.train.seq_len, final)}
@@ -157,7 +158,7 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         lengths["extend.train.seq_len"] = (recipe.extend.train.seq_len, final)
         try:
             extended(recipe.model, recipe.extend)
-        except ValueError as error:
+        except UserError as error:
             wrong("extend", str(error))
     if recipe.evaluate.seq_len is not None:
         lengths["evaluate.seq_len"] = (recipe.evaluate.seq_len, final)

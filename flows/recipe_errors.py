@@ -4,10 +4,11 @@ allowed, and the nearest right name. All of a recipe's problems are told at once
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from cluster.errors import UserError
 
 Loc = tuple[str | int, ...]
 
@@ -29,7 +30,7 @@ class Problem:
         return "\n".join(lines)
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot run. `str()` is the whole text for the person; `problems` are its entries."""
 
     def __init__(self, recipe: str, problems: Iterable[Problem] | str):
@@ -42,13 +43,6 @@ class RecipeError(ValueError):
             head = f"{recipe}: {count} problem{'s' if count != 1 else ''}, nothing was started."
             text = "\n\n".join([head, *(str(p) for p in self.problems)])
         super().__init__(text)
-
-
-def nearest(word: str, names: Iterable[str], n: int = 1) -> list[str]:
-    """The names that look most like `word`, best first; case, dashes and underscores do not count."""
-    plain = {name.lower().replace("-", "_"): name for name in names}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(plain), n=n, cutoff=0.6)
-    return [plain[f] for f in found]
 
 
 def show_value(value: Any) -> str:

@@ -7,6 +7,7 @@ set says where the preset was written.
 
 from __future__ import annotations
 
+from cluster.errors import UserError
 from flows.recipe_errors import Problem, RecipeError, given
 from flows.recipe_toml import Layers, Origin
 from model.presets import preset
@@ -26,7 +27,7 @@ def write_out(layers: Layers) -> None:
     name, origin = model.pop("preset"), layers.origins.pop(LOC)
     try:
         fields = preset(name) if isinstance(name, str) else None
-    except ValueError as error:
+    except UserError as error:
         raise RecipeError(layers.name, [Problem("model.preset", str(origin), given(name), str(error))]) from None
     if fields is None:
         allowed = 'a size in quotes, such as "125M".'

@@ -16,7 +16,8 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from flows.recipe_errors import Loc, RecipeError, kind_of, nearest
+from cluster.errors import nearest
+from flows.recipe_errors import Loc, RecipeError, kind_of
 
 SHIPPED = Path(__file__).parent / "recipes"
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from flows.recipe_errors import Loc, Problem, RecipeError, given, nearest
+from cluster.errors import nearest
+from flows.recipe_errors import Loc, Problem, RecipeError, given
 from flows.recipe_toml import Layers
 
 M = TypeVar("M", bound=BaseModel)

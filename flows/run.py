@@ -177,7 +177,8 @@ class Run:
         Raises:
             Stopped: Ctrl-C; whatever the stage raised otherwise.
         """
-        from cluster.stage import Stopped, run_step
+        from cluster.errors import Stopped
+        from cluster.stage import run_step
 
         step = self.step(name)
         self.stop.install()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.errors import UserError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -46,5 +47,5 @@ def load_weights(model: Decoder, folder: Path | str) -> None:
     if expected != given:
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         lines = [f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}" for name in wrong[:5]]
-        raise ValueError(f"{folder}: {len(wrong)} weights don't fit the config, e.g. " + "; ".join(lines))
+        raise UserError(f"{folder}: {len(wrong)} weights don't fit the config, e.g. " + "; ".join(lines))
     model.load_state_dict(weights)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 from model.checks import at_least, choose, positive
+from model.errors import UserError
 from model.mixers import MIXERS, TWO_WAY
 from model.part_configs import (
     H3Config,
@@ -92,7 +93,7 @@ class ModelConfig:
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name):
-                raise ValueError(f"{name} is empty: name at least one, e.g. [{example!r}]")
+                raise UserError(f"{name} is empty: name at least one, e.g. [{example!r}]")
             for part in getattr(self, name):
                 choose(name, part, allowed)
         for f in fields(self):  # from plain JSON
@@ -126,29 +127,29 @@ class ModelConfig:
         ):
             positive(name, getattr(self, name))
         if self.d_head is None and self.d_model % self.n_heads:
-            raise ValueError(
+            raise UserError(
                 f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one, or give d_head"
             )
         if self.n_heads % self.kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}: "
                 "each key-value head serves an equal number of query heads"
             )
         one_way = [] if self.causal else sorted(set(self.pattern) - set(TWO_WAY))
         if one_way:
-            raise ValueError(
+            raise UserError(
                 f"causal = false needs mixers that can look both ways, {' and '.join(TWO_WAY)}: "
                 f"pattern has {', '.join(one_way)}, which only goes forward"
             )
         if "moe" in self.ff_pattern and (self.d_model % 8 or self.expert_width % 8):
-            raise ValueError(
+            raise UserError(
                 f"d_model = {self.d_model} and the experts' width = {self.expert_width} must be multiples of 8: in "
                 "torch's grouped product rows are whole 16 bytes (moe.d_ff, or it follows from d_ff and ff_multiple_of)"
             )
         if not 0 < self.rope_fraction <= 1:
-            raise ValueError(f"rope_fraction = {self.rope_fraction} must be greater than 0 and at most 1")
+            raise UserError(f"rope_fraction = {self.rope_fraction} must be greater than 0 and at most 1")
         if self.position == "rope" and self.rope_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"RoPE rotates pairs, so rope_fraction * head size = {self.rope_dim} must be even: change d_head"
             )
 
@@ -215,7 +216,7 @@ class ModelConfig:
         rows = vocab_size if self.causal else vocab_size + 1
         if self.vocab_size and self.vocab_size < rows:
             mask = "" if self.causal else ", [MASK] included"
-            raise ValueError(
+            raise UserError(
                 f"vocab_size = {self.vocab_size} is smaller than the tokenizer's {rows}{mask}: "
                 "leave it out (0), or give at least that"
             )

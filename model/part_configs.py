@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from model.checks import HOW, at_least, choose, positive
+from model.errors import UserError
 
 RopeKind = Literal["linear", "ntk", "yarn", "llama3"]
 Balance = Literal["loss", "bias", "none"]
@@ -35,7 +36,7 @@ class RopeScaling:
             positive(f"rope_scaling.{name}", getattr(self, name))
         for fewer, more in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if not getattr(self, fewer) < getattr(self, more):
-                raise ValueError(
+                raise UserError(
                     f"rope_scaling.{fewer} = {getattr(self, fewer)} must be less than {more} = {getattr(self, more)}"
                 )
 
@@ -63,7 +64,7 @@ class MoeConfig:
         for name in ("n_shared", "balance_coef", "bias_rate", "z_loss"):
             at_least(f"moe.{name}", getattr(self, name), 0)
         if self.top_k > self.n_experts:
-            raise ValueError(f"moe.top_k = {self.top_k} is more than moe.n_experts = {self.n_experts}")
+            raise UserError(f"moe.top_k = {self.top_k} is more than moe.n_experts = {self.n_experts}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class LinearAttentionConfig:
     def __post_init__(self) -> None:
         at_least("linear_attention.chunk", self.chunk, 1)
         if self.chunk > 32:
-            raise ValueError(f"linear_attention.chunk = {self.chunk} is too large: above 32 its decays may leave fp32")
+            raise UserError(f"linear_attention.chunk = {self.chunk} is too large: above 32 its decays may leave fp32")
 
 
 @dataclass(frozen=True)

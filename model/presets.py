@@ -20,8 +20,9 @@ baseline, to which every upgrade is one key.
 import math
 import re
 from bisect import bisect_left
-from difflib import get_close_matches
 from typing import Any
+
+from model.errors import UserError, nearest
 
 SIZES = ("1M", "3M", "10M", "30M", "60M", "125M", "350M", "760M", "1.3B", "3B", "7B", "13B", "34B", "70B")
 BASELINE, BASELINE_SIZE = "mini-gpt", "3M"
@@ -65,9 +66,9 @@ def preset(name: str) -> dict[str, Any]:
     size = _SIZE.fullmatch(wanted)
     count = float(size[1]) * _UNITS[size[2].upper()] if size else 0.0
     if not SMALLEST <= count <= LARGEST:
-        near = get_close_matches(name.lower(), [n.lower() for n in NAMES], 1, 0.5)
-        hint = f" Did you mean {NAMES[[n.lower() for n in NAMES].index(near[0])]}?" if near else ""
-        raise ValueError(
+        near = nearest(name, NAMES, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(
             f"any size from 1M to 70B, counted without embeddings, such as {', '.join(SIZES)}; "
             f"{BASELINE} or {BASELINE}-SIZE for GPT-2's shape.{hint}"
         )

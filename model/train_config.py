@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from model.checks import HOW, at_least, choose, positive
+from model.errors import UserError
 
 Schedule = Literal["cosine", "wsd", "linear", "constant"]
 Optimizer = Literal["adamw", "muon"]
@@ -59,10 +60,10 @@ class TrainConfig:
         positive("lr", self.lr)
         for name in ("min_lr_ratio", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be between 0 and 1")
+                raise UserError(f"{name} = {getattr(self, name)} must be between 0 and 1")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 0 and below 1")
+                raise UserError(f"{name} = {getattr(self, name)} must be at least 0 and below 1")
 
     def rows_at_once(self, rows: int, length: int, device_type: str, itemsize: int = 4) -> int:
         """How many of a worker's `rows` of `length` tokens go through the model together: the micro-batch.

@@ -10,6 +10,7 @@ import torch
 
 from cluster.data.order import Permutation, rank_slice
 from cluster.data.tokenizer.chat import render, render_prompt
+from cluster.errors import UserError
 from cluster.train.fit import Worker
 from model.decoder import Decoder
 from model.objectives.preference import PreferenceBatch, PreferenceConfig, pair_logprobs, preference
@@ -48,9 +49,9 @@ class Pairs:
         self.train = [p for p in (self._encode(item) for item in train) if p.longest <= longest]
         self.heldout = [p for p in (self._encode(item) for item in heldout) if p.longest <= longest]
         if not self.train or not self.heldout:
-            raise ValueError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
+            raise UserError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
         if config.train.batch_size < worker.world_size:
-            raise ValueError(f"[rlhf.train] batch_size must be at least the number of workers, {worker.world_size}.")
+            raise UserError(f"[rlhf.train] batch_size must be at least the number of workers, {worker.world_size}.")
         settings = PreferenceConfig(loss=config.method, beta=config.beta)  # type: ignore[arg-type]
         self.objective = partial(preference, config=settings)
 

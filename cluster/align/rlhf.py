@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.data.examples import examples
 from cluster.data.parallel import text_hash
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.train.fit import Worker, fit
 from cluster.train.pretrain import export_model, progress, run_trainer
@@ -62,12 +63,12 @@ class RlhfConfig(BaseModel):
     def _has_data(self) -> RlhfConfig:
         if self.method in PREFERENCE:
             if not self.preferences:
-                raise ValueError(f"method = {self.method!r} learns from pairs: give preferences = [...].")
+                raise UserError(f"method = {self.method!r} learns from pairs: give preferences = [...].")
             return self
         if not self.tasks:
-            raise ValueError(f"method = {self.method!r} learns from verifiable tasks: give tasks = [...].")
+            raise UserError(f"method = {self.method!r} learns from verifiable tasks: give tasks = [...].")
         if self.train.batch_size % self.group_size:
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size = {self.train.batch_size} counts sampled answers, so it must be a multiple of "
                 f"group_size = {self.group_size}."
             )
@@ -112,7 +113,7 @@ def rlhf_worker(worker: Worker, payload: dict) -> dict:
     model, reference = load_model(folder), load_model(folder)
     problem = policy_problem(model.config)
     if problem:
-        raise ValueError(f"[rlhf] {problem}")
+        raise UserError(f"[rlhf] {problem}")
     train, heldout = split(config)
     learner = (Pairs if config.method in PREFERENCE else Rollouts)(
         config, model, reference, Tokenizer(folder), worker, train, heldout
@@ -154,7 +155,7 @@ def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
         train = [item for item in items if not one_in_ten(item)]
         heldout = [item for item in items if one_in_ten(item)]
     if not train or not heldout:
-        raise ValueError(
+        raise UserError(
             f"[rlhf] has {len(train)} items to train on and {len(heldout)} held-out ones; it needs both: add data, "
             "or name other heldout."
         )

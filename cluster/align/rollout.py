@@ -16,6 +16,7 @@ import torch
 
 from cluster.data.examples.examples import prompt_ids
 from cluster.data.order import Permutation, rank_slice
+from cluster.errors import UserError
 from cluster.train.fit import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
@@ -50,7 +51,7 @@ class Rollouts:
         self.heldout = [(task, prompt_ids(tokenizer, task)) for task in heldout]
         self.prompts_per_step = config.train.batch_size // config.group_size
         if self.prompts_per_step < worker.world_size:
-            raise ValueError(
+            raise UserError(
                 f"[rlhf.train] batch_size = {config.train.batch_size} is {self.prompts_per_step} prompts of "
                 f"{config.group_size} answers, fewer than the {worker.world_size} workers: raise it."
             )

@@ -23,7 +23,8 @@ from cluster.data.readers import installed
 from cluster.data.readers.sources import Source, find_files, plan, read_part
 from cluster.data.shards import ShardWriter
 from cluster.data.streaming import stream
-from cluster.stage import Stage, Stopped
+from cluster.errors import Stopped, UserError
+from cluster.stage import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +49,7 @@ class CorpusConfig(BaseModel):
     def _unique(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         names = Counter(source.name for source in sources)
         if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"two sources are named {twice[0]!r}: each needs a name of its own")
+            raise UserError(f"two sources are named {twice[0]!r}: each needs a name of its own")
         return sources
 
 
@@ -187,7 +188,7 @@ def _check_source(source: Source, tally: _Tally) -> None:
     if tally.quarantined.keys() & {"missing_text", "not_text"}:
         hint = f" Its text_field is {source.text_field!r}: set it to the field that holds the text."
     found = f"all its records were quarantined ({counts}; first {tally.first_bad})" if counts else "it is empty"
-    raise ValueError(f"Source {source.name!r} ({source.path}) gives no document: {found}.{hint}")
+    raise UserError(f"Source {source.name!r} ({source.path}) gives no document: {found}.{hint}")
 
 
 def _summary(

@@ -21,7 +21,8 @@ from cluster.data.filters.normalise import Normalisation
 from cluster.data.filters.rules import RuleSet, Thresholds
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
 from cluster.data.streaming import stream
-from cluster.stage import Stage, Stopped
+from cluster.errors import Stopped, UserError, did_you_mean
+from cluster.stage import Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,17 +76,13 @@ def check_sources(config: FilterConfig, sources: list[str]) -> None:
     Raises:
         ValueError: naming the table, the key and the nearest source.
     """
-    import difflib
-
     for field in ("normalise", "rules"):
         value = getattr(config, field)
         for name in value if isinstance(value, Mapping) else ():
             if name != ALL and name not in sources:
-                near = difflib.get_close_matches(name, sources, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
+                raise UserError(
                     f"[filter.{field}] names the source {name!r}, but the sources are "
-                    f'{", ".join(map(repr, sources))} (or "*" for all others).{hint}'
+                    f'{", ".join(map(repr, sources))} (or "*" for all others).{did_you_mean(name, sources)}'
                 )
 
 
@@ -108,7 +105,7 @@ def run(workspace: Workspace) -> dict[str, Any]:
     writer.close()
     tally.write(workspace.out / "removed.parquet")
     if not writer.documents:
-        raise ValueError(
+        raise UserError(
             f"The filter removed every document ({tally.reasons()}): choose other [filter] rules for these sources, "
             'or loosen [filter.thresholds]. For source code, rules = { NAME = ["code"] }.'
         )

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.errors import UserError
+
 Indices = NDArray[np.int64]
 
 ROUNDS = 8
@@ -134,7 +136,7 @@ class Mixture:
         self.rows = np.array([rows[s] for s in self.sources], dtype=np.int64)
         self.seed, self.block = seed, block
         if not any(rows.values()):
-            raise ValueError(f"There are no training tokens in the sources {list(self.sources)}.")
+            raise UserError(f"There are no training tokens in the sources {list(self.sources)}.")
         weights = {s: float(rows[s]) for s in self.sources} if weights is None else weights
         _check(rows, weights)
         self.weights = np.array([weights[s] for s in self.sources], dtype=np.float64)
@@ -142,7 +144,7 @@ class Mixture:
         self.counts = largest_remainder(self.weights, block)
         lost = [s for s, w, c in zip(self.sources, self.weights, self.counts, strict=True) if w > 0 and not c]
         if lost:
-            raise ValueError(
+            raise UserError(
                 f"The weights of {lost} come to less than one sample in {block}: give them more, "
                 "or 0 to leave them out."
             )
@@ -185,17 +187,17 @@ class Mixture:
 def _check(rows: Mapping[str, int], weights: Mapping[str, float]) -> None:
     unknown, absent = sorted(set(weights) - set(rows)), sorted(set(rows) - set(weights))
     if unknown:
-        raise ValueError(f"weights names {unknown}; the tokens have the sources {sorted(rows)}.")
+        raise UserError(f"weights names {unknown}; the tokens have the sources {sorted(rows)}.")
     if absent:
-        raise ValueError(f"weights has nothing for {absent}; give each source a weight, 0 to leave it out.")
+        raise UserError(f"weights has nothing for {absent}; give each source a weight, 0 to leave it out.")
     wrong = {s: w for s, w in weights.items() if not 0 <= w < float("inf")}
     if wrong:
-        raise ValueError(f"Weights must be 0 or more, not {wrong}.")
+        raise UserError(f"Weights must be 0 or more, not {wrong}.")
     if not any(weights.values()):
-        raise ValueError(f"All weights of {sorted(rows)} are 0: at least one source must be read.")
+        raise UserError(f"All weights of {sorted(rows)} are 0: at least one source must be read.")
     empty = [s for s, w in weights.items() if w > 0 and not rows[s]]
     if empty:
-        raise ValueError(f"{empty} have a weight but no training tokens: give them weight 0, or more text.")
+        raise UserError(f"{empty} have a weight but no training tokens: give them weight 0, or more text.")
 
 
 def largest_remainder(weights: NDArray[np.float64], total: int) -> Indices:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.errors import UserError
+
 if TYPE_CHECKING:
     from cluster.data.shards import RowGroup
     from cluster.stage import Workspace
@@ -89,8 +91,8 @@ def unwrap(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from None
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
         raise
 
 
@@ -103,7 +105,7 @@ def start_ray(ws: Workspace) -> None:
 
 def stop_check(ws: Workspace) -> Callable[[], None]:
     """For `ordered`: raises Stopped once the run has been asked to stop."""
-    from cluster.stage import Stopped
+    from cluster.errors import Stopped
 
     def check() -> None:
         if ws.stopping():

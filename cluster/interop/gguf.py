@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.data.tokenizer.exchange import TEMPLATE, foreign_info, own_info
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ def export_gguf(source: Path, target: Path, precision: str = "f16") -> int:
 
     gguf = load_gguf()
     if target.exists():
-        raise ValueError(f"{target} is there already.")
+        raise UserError(f"{target} is there already.")
     config, tokenizer = load_config(source), Tokenizer(source)
     check(config, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def export_gguf(source: Path, target: Path, precision: str = "f16") -> int:
         "q8_0": (types.Q8_0, files.MOSTLY_Q8_0),
     }
     if precision not in known:
-        raise ValueError(f"--precision {precision!r} is not one of {', '.join(known)}.")
+        raise UserError(f"--precision {precision!r} is not one of {', '.join(known)}.")
     matrix, kind = known[precision]
     block = gguf.GGML_QUANT_SIZES[matrix][0]
     try:
@@ -96,10 +97,10 @@ def check(config: ModelConfig, tokenizer: Tokenizer) -> None:
     if config.rope_scaling is not None:
         misfits.append(f"rope_scaling.kind = {config.rope_scaling.kind!r}")
     if misfits:
-        raise ValueError(f"A GGUF file is written for Llama-shaped models; this doesn't fit: {'; '.join(misfits)}.")
+        raise UserError(f"A GGUF file is written for Llama-shaped models; this doesn't fit: {'; '.join(misfits)}.")
     if tokenizer.info.get("algorithm") != "bpe":
         what = tokenizer.info.get("library") or tokenizer.info["algorithm"]
-        raise ValueError(f"A GGUF file is written with BPE tokenizers that were trained here; this one is {what!r}.")
+        raise UserError(f"A GGUF file is written with BPE tokenizers that were trained here; this one is {what!r}.")
 
 
 def describe(writer: Any, config: ModelConfig, name: str) -> None:
@@ -191,13 +192,13 @@ def import_gguf(source: Path, target: Path) -> Converted:
     given = {name: field.contents() for name, field in reader.fields.items()}
     kind = given.get("tokenizer.ggml.model")
     if kind != "llama":
-        raise ValueError(f"{source}: tokenizer.ggml.model = {kind!r}; supported is 'llama', a sentencepiece tokenizer.")
+        raise UserError(f"{source}: tokenizer.ggml.model = {kind!r}; supported is 'llama', a sentencepiece tokenizer.")
     tensors = {t.name: t for t in reader.tensors}
     config = read_description(given, tied="output.weight" not in tensors)
 
     def tensor(name: str) -> torch.Tensor:
         if name not in tensors:
-            raise ValueError(f"{source} lacks {name}, which its metadata imply.")
+            raise UserError(f"{source} lacks {name}, which its metadata imply.")
         t = tensors[name]
         whole = t.tensor_type in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
         values = t.data if whole else gguf.quants.dequantize(t.data, t.tensor_type)
@@ -229,20 +230,20 @@ def read_description(given: dict[str, Any], tied: bool) -> ModelConfig:
 
     architecture = given.get("general.architecture")
     if architecture != ARCHITECTURE:
-        raise ValueError(f"general.architecture = {architecture!r}: supported is {ARCHITECTURE!r}.")
+        raise UserError(f"general.architecture = {architecture!r}: supported is {ARCHITECTURE!r}.")
 
     def key(name: str, default: Any = None) -> Any:
         found = given.get(f"{ARCHITECTURE}.{name}", default)
         if found is None:
-            raise ValueError(f"The file has no {ARCHITECTURE}.{name}.")
+            raise UserError(f"The file has no {ARCHITECTURE}.{name}.")
         return found
 
     if key("rope.scaling.type", "none") != "none" or key("expert_count", 0):
-        raise ValueError("rope.scaling.type or expert_count is set: supported are dense models without stretched RoPE.")
+        raise UserError("rope.scaling.type or expert_count is set: supported are dense models without stretched RoPE.")
     heads, width = key("attention.head_count"), key("embedding_length")
     head = key("attention.key_length", width // heads)
     if key("rope.dimension_count", head) != head or key("attention.value_length", head) != head:
-        raise ValueError("rope.dimension_count or attention.value_length differs from the head's size.")
+        raise UserError("rope.dimension_count or attention.value_length differs from the head's size.")
     return ModelConfig(
         vocab_size=len(given["tokenizer.ggml.tokens"]) if "llama.vocab_size" not in given else key("vocab_size"),
         d_model=width,

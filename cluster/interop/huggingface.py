@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from cluster.errors import Missing, UserError
 from cluster.serve.generator import FILES
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def export_folder(source: Path, target: Path, architecture: str | None, max_byte
 def _whole(target: Path, fill: Callable[[Path], T]) -> T:
     """Fill a folder beside `target` and put it in its place only when it is complete."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is there already: name a folder that is empty or not there.")
+        raise UserError(f"{target} is there already: name a folder that is empty or not there.")
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -99,7 +100,7 @@ def register_folder(folder: Path, name: str, done: Converted, source: Path, plac
 
     missing = [f for f in FILES if not (folder / f).is_file()]
     if missing:
-        raise LookupError(f"{source} has no tokenizer, and a registered model needs one: import it with --out instead.")
+        raise Missing(f"{source} has no tokenizer, and a registered model needs one: import it with --out instead.")
     place = place or locate()
     with answering(place.uri):
         client = connect(place.uri)

@@ -6,7 +6,6 @@ the registered model.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
+from cluster.errors import Missing, UserError, nearest
 from cluster.tracking.place import Place, answering, connect, locate
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Registry:
     def client(self) -> MlflowClient:
         database = self.place.database
         if database is not None and not database.exists():
-            raise LookupError(
+            raise Missing(
                 f"There is no MLflow database {database}: nothing has been registered from here. "
                 f"Go to the folder that holds the store, or set MLFLOW_TRACKING_URI."
             )
@@ -129,7 +129,7 @@ class Registry:
             alias = alias or CHAMPION
             if alias not in aliases:
                 there = ", ".join(f"@{a}" for a in sorted(aliases)) or "none"
-                raise LookupError(f"Model {name!r} has no alias @{alias}; it has {there}.")
+                raise Missing(f"Model {name!r} has no alias @{alias}; it has {there}.")
             version = aliases[alias]
         from mlflow.exceptions import MlflowException
 
@@ -139,7 +139,7 @@ class Registry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             there = ", ".join(str(v.version) for v in self.versions(name)) or "none"
-            raise LookupError(f"Model {name!r} has no version {version}; it has {there}.") from None
+            raise Missing(f"Model {name!r} has no version {version}; it has {there}.") from None
 
     @_answering
     def find(self, name: str, fingerprint: str) -> Version | None:
@@ -166,7 +166,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise LookupError(_unknown(name, self.names())) from None
+            raise Missing(_unknown(name, self.names())) from None
         return {a: int(v) for a, v in aliases.items()}
 
 
@@ -175,20 +175,20 @@ def parse(uri: str) -> tuple[str, str | None, int | None]:
     match = _URI.fullmatch(uri)
     version = match["version"] if match else None
     if not match or (version is not None and not version.isdigit()):
-        raise ValueError(f"{uri!r} names no model. Write models:/NAME@ALIAS or models:/NAME/VERSION (a number).")
+        raise UserError(f"{uri!r} names no model. Write models:/NAME@ALIAS or models:/NAME/VERSION (a number).")
     return match["name"], match["alias"], int(version) if version else None
 
 
-def nearest(name: str, known: list[str]) -> str:
+def like(name: str, known: list[str]) -> str:
     """The names like `name`, or all of a few, as the end of a message."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = nearest(name, known, 3, 0.4)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"There are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}." if known else "There is none yet."
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    return f"No model {name!r} is registered. {nearest(name, known)}"
+    return f"No model {name!r} is registered. {like(name, known)}"
 
 
 def _version(found: ModelVersion, aliases: dict[str, int]) -> Version:

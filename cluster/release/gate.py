@@ -14,6 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.errors import UserError, nearest
+
 
 class GateMetric(BaseModel):
     """A metric that is compared with the champion's."""
@@ -39,7 +41,7 @@ class Requirement(BaseModel):
     @model_validator(mode="after")
     def _some_bound(self) -> Requirement:
         if self.min is None and self.max is None:
-            raise ValueError(f"a bound for {self.metric!r}: min, max or both.")
+            raise UserError(f"a bound for {self.metric!r}: min, max or both.")
         return self
 
 
@@ -106,8 +108,6 @@ def judge(
 
 def _missing(name: str, value: float | None, metrics: Mapping[str, float]) -> str:
     if value is None:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, list(metrics), 1)
+        close = nearest(name, metrics)
         return "the evaluation has no such metric" + (f"; did you mean {close[0]!r}?" if close else "")
     return "" if math.isfinite(value) else f"{value} is not finite"

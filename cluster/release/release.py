@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import UserError
 from cluster.identity import how
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.release.gate import GateMetric, Requirement, Verdict, judge
@@ -55,7 +56,7 @@ def run_release(ws: Workspace) -> dict:
     """
     config: ReleaseConfig = ws.config
     if not config.name:
-        raise ValueError("[release] needs a name for the registered model.")
+        raise UserError("[release] needs a name for the registered model.")
     place = locate(ws.artifacts.store.url, config.tracking_uri)
     with answering(place.uri):
         return _release(ws, config, place)

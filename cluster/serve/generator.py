@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import Missing, UserError
 from cluster.tracking.place import Place
 from model.generate.unmasking import ONE_BY_ONE, Unmasking
 
@@ -45,10 +46,10 @@ def model_folder(model: str | Path, place: Place | None = None) -> Path:
             return candidate.absolute()
     if folder.is_dir():
         missing = ", ".join(f for f in FILES if not (folder / f).is_file())
-        raise LookupError(f"{folder} is no model's folder: it has no {missing}.")
+        raise Missing(f"{folder} is no model's folder: it has no {missing}.")
     if "/" not in text and "\\" not in text:
-        raise LookupError(_perhaps_registered(text, place))
-    raise LookupError(f"There is no folder {folder}. A registered model is written models:/NAME@ALIAS.")
+        raise Missing(_perhaps_registered(text, place))
+    raise Missing(f"There is no folder {folder}. A registered model is written models:/NAME@ALIAS.")
 
 
 def _registered(uri: str, place: Place | None) -> Path:
@@ -86,12 +87,12 @@ def _registered(uri: str, place: Place | None) -> Path:
 def _checked(folder: Path, name: str) -> Path:
     missing = [f for f in FILES if not (folder / f).is_file()]
     if missing:
-        raise LookupError(f"{name} is no model of tokenmill's: its files have no {', '.join(missing)} in {INSIDE}/.")
+        raise Missing(f"{name} is no model of tokenmill's: its files have no {', '.join(missing)} in {INSIDE}/.")
     return folder
 
 
 def _perhaps_registered(name: str, place: Place | None) -> str:
-    from cluster.registry.versions import Registry, nearest
+    from cluster.registry.versions import Registry, like
 
     try:
         known = Registry(place).names()
@@ -99,7 +100,7 @@ def _perhaps_registered(name: str, place: Place | None) -> str:
         known = []
     if name in known:
         return f"There is no folder {name!r}; the registered model is written models:/{name}@champion."
-    return f"There is no folder {name!r}, and no registered model of that name. {nearest(name, known)}"
+    return f"There is no folder {name!r}, and no registered model of that name. {like(name, known)}"
 
 
 class Generator:
@@ -157,7 +158,7 @@ class Generator:
         from model.generate.sampling import Sampling
 
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
+            raise UserError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         ids = [self.encode(p, max_new_tokens) for p in prompts]
         how = self._unmasking(unmasking)
@@ -208,7 +209,7 @@ class Generator:
 
     def _unmasking(self, given: Unmasking | None) -> Unmasking:
         if given is not None and self.model.config.causal:
-            raise ValueError("steps and block_length are for diffusion models; this one writes token after token.")
+            raise UserError("steps and block_length are for diffusion models; this one writes token after token.")
         return given or ONE_BY_ONE
 
 

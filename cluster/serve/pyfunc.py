@@ -18,6 +18,8 @@ from typing import Any
 import mlflow
 from mlflow.models import set_model
 
+from cluster.errors import UserError
+
 OPTIONS = {"max_new_tokens": int, "temperature": float, "top_p": float, "seed": int}
 UNMASKING = ("steps", "block_length")  # of diffusion models; 0: the default
 
@@ -36,12 +38,12 @@ def prompts_of(data: Any) -> list[Any]:
         for name in ("messages", "prompt", "prompts"):
             if name in data:
                 return prompts_of(_plain(data[name]))
-        raise ValueError(f"A dict with the keys {', '.join(map(repr, data))}: it needs 'messages' or 'prompt'.")
+        raise UserError(f"A dict with the keys {', '.join(map(repr, data))}: it needs 'messages' or 'prompt'.")
     if hasattr(data, "columns"):
         return _rows(data)
     data = _plain(data)
     if not isinstance(data, list):
-        raise ValueError(f"A {type(data).__name__} is no prompt. Give a string, a list of them, or chat messages.")
+        raise UserError(f"A {type(data).__name__} is no prompt. Give a string, a list of them, or chat messages.")
     if data and all(isinstance(item, Mapping) and _is_message(item) for item in data):
         return [[dict(item) for item in data]]
     prompts: list[Any] = []
@@ -60,13 +62,13 @@ def _rows(frame: Any) -> list[Any]:
         return [[{"role": r, "content": c} for r, c in zip(frame["role"], frame["content"], strict=True)]]
     names = [c for c in ("messages", "prompt") if c in columns] or (columns if len(columns) == 1 else [])
     if not names:
-        raise ValueError(f"A table with the columns {', '.join(columns)}: it needs 'prompt' or 'messages'.")
+        raise UserError(f"A table with the columns {', '.join(columns)}: it needs 'prompt' or 'messages'.")
     prompts: list[Any] = []
     for _, row in frame.iterrows():
         values = [_plain(row.iloc[columns.index(name)]) for name in names]
         given = [v for v in values if v is not None and v == v]
         if not given:
-            raise ValueError(f"A row has nothing in {' or '.join(names)}.")
+            raise UserError(f"A row has nothing in {' or '.join(names)}.")
         value = given[0]
         if isinstance(value, str) and names[0] == "messages" and value.lstrip().startswith("["):
             value = json.loads(value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.errors import UserError
 from cluster.store.base import Entry, NotFound, Store, StoreError
 
 __all__ = ["Entry", "NotFound", "Store", "StoreError", "open_store"]
@@ -26,7 +27,7 @@ def open_store(url: str | Path) -> Store:
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if "://" in text:
-        raise ValueError(f"Can't open the store {url!r}: give a folder or s3://bucket/prefix.")
+        raise UserError(f"Can't open the store {url!r}: give a folder or s3://bucket/prefix.")
     from cluster.store.local import LocalStore
 
     return LocalStore(text)

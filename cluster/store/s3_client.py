@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar, cast
 
+from cluster.errors import UserError
 from cluster.store.base import Entry, NotFound, StoreError
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def split_url(url: str) -> tuple[str, str]:
     """(bucket, key or prefix) of s3://bucket/key. Raises ValueError without a bucket."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not url.startswith("s3://") or not bucket:
-        raise ValueError(f"Not an S3 URL: {url!r}. Give s3://bucket/prefix.")
+        raise UserError(f"Not an S3 URL: {url!r}. Give s3://bucket/prefix.")
     return bucket, key
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from cluster.errors import UserError
 from cluster.identity import canonical_json
 from cluster.store.digest import remembered_sha256
 
@@ -69,7 +70,7 @@ def digest_source(url: str | Path) -> str:
         return _digest(text)
     files = expand(text)
     if not files:
-        raise ValueError(f"Nothing is at {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
+        raise UserError(f"Nothing is at {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
     if text.startswith("s3://"):
         return _digest([[f.name, f.size, f.etag] for f in files])
     return _digest([[f.name, d] for f, d in zip(files, remembered_sha256(Path(f.url) for f in files), strict=True)])
@@ -82,7 +83,7 @@ def _digest(value: object) -> str:
 def _local(text: str) -> str:
     path = text.removeprefix("file://")
     if "://" in path:
-        raise ValueError(f"Can't read {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
+        raise UserError(f"Can't read {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
     return str(Path(path).expanduser().absolute())
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -80,7 +82,7 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     elif given.startswith(("http://", "https://", "databricks")):
         given, artifacts = given.rstrip("/"), None
     elif "://" not in given or given.startswith("file:"):
-        raise ValueError(
+        raise UserError(
             f"Tracking URI {given!r}: MLflow no longer keeps runs in plain files. Give a server (http://…), "
             f"a database (sqlite:////abs/mlflow.db, postgresql://…), or nothing."
         )

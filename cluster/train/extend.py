@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.train.fit import Worker, fit
 from cluster.train.pretrain import export_model, progress, train_on_text
@@ -35,11 +36,11 @@ class ExtendConfig(BaseModel):
 def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
     """The model's config with the new context; ValueError where it can't have one."""
     if model.position == "learned":
-        raise ValueError("a model with learned positions has none past its max_seq_len: extend one with RoPE or none.")
+        raise UserError("a model with learned positions has none past its max_seq_len: extend one with RoPE or none.")
     if config.max_seq_len <= model.max_seq_len:
-        raise ValueError(f"max_seq_len = {config.max_seq_len} is no longer than the model's {model.max_seq_len}.")
+        raise UserError(f"max_seq_len = {config.max_seq_len} is no longer than the model's {model.max_seq_len}.")
     if (config.rope_scaling or config.rope_theta) and model.position != "rope":
-        raise ValueError(
+        raise UserError(
             f'rope_scaling and rope_theta are for position = "rope", and the model\'s is {model.position!r}.'
         )
     return replace(

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.stage import Stopped, Workspace
+from cluster.errors import Stopped, UserError
+from cluster.stage import Workspace
 
 POLL_SECONDS = 0.5
 EVENTS = "events.jsonl"
@@ -233,7 +234,7 @@ def fit(
                     result = event["value"]
                     continue
                 if event["type"] == "error":
-                    failure.insert(0, ValueError(event["value"]))
+                    failure.insert(0, UserError(event["value"]))
                     continue
                 if event["type"] == "start":  # workers were (re)started: the curve goes on from their checkpoint
                     _hold_lines(log, event["events"], ws)
@@ -278,7 +279,7 @@ def _work(config: dict) -> None:
     worker.tell({"type": "start", "events": len(worker.events)})
     try:
         result = config["task"](worker, config["payload"])
-    except ValueError as error:  # the user's to mend: restarting the workers would only repeat it
+    except UserError as error:  # the user's to mend: restarting the workers would only repeat it
         if worker.rank == 0:
             worker.tell({"type": "error", "value": str(error)})
         return
@@ -306,8 +307,8 @@ def _plain(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None) or {}
     for cause in failures.values():
         inner = getattr(cause, "cause", None) or cause
-        if isinstance(inner, ValueError):
-            return ValueError(str(inner))
+        if isinstance(inner, UserError):
+            return UserError(str(inner))
         return RuntimeError(f"a training worker failed: {inner}")
     return error
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.train.fit import EVENTS, Worker, fit
 from model.config import ModelConfig
@@ -138,7 +139,7 @@ def run_trainer(
     if objective is None:
         problem = objective_problem(config, model.config)
         if problem:
-            raise ValueError(problem)
+            raise UserError(problem)
         if config.objective == "masked_diffusion":
             from model.objectives.masked_diffusion import masked_diffusion
 

@@ -9,11 +9,12 @@ A verifier reads only the completion's end, never raises on what a model may wri
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from cluster.errors import UserError, did_you_mean
 
 TAIL = 4000  # characters of a completion that are looked at
 DIGITS = 60  # of a number; longer ones are garbage
@@ -75,16 +76,15 @@ def verify(task: Mapping[str, Any], completion: str) -> float:
 def check_task(task: Mapping[str, Any]) -> dict[str, float]:
     """The task's verifiers with their weights. Raises ValueError for a task that can't be verified."""
     if not isinstance(task.get("answer"), (str, int, float)):
-        raise ValueError(f'A verifiable task needs an "answer", a string: {str(dict(task))[:200]}')
+        raise UserError(f'A verifiable task needs an "answer", a string: {str(dict(task))[:200]}')
     chosen = task.get("verifier", "exact")
     weights = {chosen: 1.0} if isinstance(chosen, str) else dict(chosen)
     for name in weights:
         if name not in VERIFIERS:
-            near = difflib.get_close_matches(str(name), VERIFIERS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"There is no verifier {name!r}; there are {', '.join(VERIFIERS)}.{hint}")
+            near = did_you_mean(str(name), VERIFIERS)
+            raise UserError(f"There is no verifier {name!r}; there are {', '.join(VERIFIERS)}.{near}")
     if not weights or min(weights.values()) < 0 or not sum(weights.values()) > 0:
-        raise ValueError(f"A task's verifiers need weights of 0 or more, one above 0; not {weights}.")
+        raise UserError(f"A task's verifiers need weights of 0 or more, one above 0; not {weights}.")
     return weights
 
 

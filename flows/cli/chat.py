@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.errors import UserError
 from flows.cli.errors import quietly
 from flows.cli.generate import BLOCK_LENGTH, MODEL, STEPS
 
@@ -62,7 +63,7 @@ def chat(
                     answer += piece
                     out.write(piece)
                     out.flush()
-            except ValueError as error:  # the conversation has outgrown the context
+            except UserError as error:  # the conversation has outgrown the context
                 messages.pop()
                 out.write(f"{error} /reset begins anew.\n")
                 continue

@@ -1,6 +1,6 @@
 """How a command ends badly: one clear paragraph on stderr, the traceback in the log file.
 
-Exit codes: 2 for what the person gave (a recipe, a name, a number), 1 for what went wrong while working,
+Exit codes: 2 for a UserError, what the person gave (a recipe, a name, a number); 1 for what went wrong while working;
 130 after Ctrl-C.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-BAD_INPUT = (ValueError, LookupError, FileNotFoundError, NotADirectoryError, PermissionError)
+from cluster.errors import UserError
 
 
 def paragraph(error: BaseException) -> str:
@@ -27,10 +27,29 @@ def paragraph(error: BaseException) -> str:
     kind = type(error).__name__
     if not text.strip():
         text = f"{kind}."
-    elif not isinstance(error, BAD_INPUT):
+    elif not isinstance(error, UserError):
         text = f"{kind}: {text}"
     text = text.strip()
     return text if len(text) <= 4000 else text[:4000] + " …"
+
+
+def is_a_bug(error: BaseException) -> bool:
+    """Whether the fault is this code's: not the person's, nor the machine's, the network's or a service's."""
+    from cluster.store import StoreError
+    from cluster.store.folder import Corrupt
+    from flows.faults import is_infrastructure_fault
+
+    elsewhere = (UserError, OSError, MemoryError, ImportError, StoreError, Corrupt)
+    return not isinstance(error, elsewhere) and not is_infrastructure_fault(error)
+
+
+def report_it(log: Path | None) -> str:
+    """What to do about a bug."""
+    from cluster.provenance import code_version, repository
+
+    where = f"an issue at {repository()}" if repository() else "the repository that you have tokenmill from"
+    what = f" with {log}, which has the details" if log else ""
+    return f"This is a bug in tokenmill {code_version()}. Please report it, in {where},{what}."
 
 
 def say(text: str) -> None:
@@ -45,7 +64,7 @@ def told() -> Iterator[None]:
     """For a command's first part: what the person gave wrongly ends it with code 2."""
     try:
         yield
-    except BAD_INPUT as error:
+    except UserError as error:
         say(f"Error: {paragraph(error)}")
         raise typer.Exit(2) from None
 
@@ -74,12 +93,12 @@ def quietly() -> Iterator[Console]:
         path.unlink(missing_ok=True)
         sys.stderr.write("\n")
         raise typer.Exit(130) from None
-    except BAD_INPUT as error:
+    except UserError as error:
         path.unlink(missing_ok=True)
         say(f"Error: {paragraph(error)}")
         raise typer.Exit(2) from None
     except Exception as error:
         say(f"Error: {paragraph(error)}")
-        say(f"The details are in {path}")
+        say(report_it(path) if is_a_bug(error) else f"The details are in {path}")
         raise typer.Exit(1) from None
     path.unlink(missing_ok=True)

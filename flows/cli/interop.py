@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.errors import UserError
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
 
@@ -26,7 +27,7 @@ def import_(
 
     with quietly() as console:
         if name is None and out is None:
-            raise ValueError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
+            raise UserError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
         from cluster.interop.huggingface import import_folder, register_folder
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +73,7 @@ def bytes_of(text: str) -> int:
     except (KeyError, ValueError):
         size = 0
     if size < 1:
-        raise ValueError(f"--max-shard-size {text!r}: write a number and KB, MB or GB, e.g. 5GB.")
+        raise UserError(f"--max-shard-size {text!r}: write a number and KB, MB or GB, e.g. 5GB.")
     return size
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.errors import BAD_INPUT, paragraph, told
+from cluster.errors import UserError
+from flows.cli.errors import is_a_bug, paragraph, report_it, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def go(recipe: str, overrides: list[str], until: str | None, console: Console, l
 
     try:
         run = Run.open(recipe, overrides, until, console, log)
-    except BAD_INPUT as error:
+    except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
         return 2
@@ -141,15 +142,15 @@ def failed(run: Run, error: BaseException, console: Console, name: str = "") -> 
 
     if name:
         run.screen.fault(name, "failed")
-    bad_input = isinstance(error, BAD_INPUT)
     console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
-    if run.log:
+    if isinstance(error, UserError):
+        return 2
+    if is_a_bug(error):
+        console.print(report_it(run.log), markup=False, soft_wrap=True)
+    elif run.log:
         console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
-    if not bad_input:
-        console.print(
-            f"What is done is kept; the same command goes on:\n  {command(run)}", markup=False, soft_wrap=True
-        )
-    return 2 if bad_input else 1
+    console.print(f"What is done is kept; the same command resumes:\n  {command(run)}", markup=False, soft_wrap=True)
+    return 1
 
 
 def _log() -> None:

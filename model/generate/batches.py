@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from model.errors import UserError
+
 
 def check_prompts(prompts: Sequence[Sequence[int]], limit: int, room: int, pieces: int) -> None:
     """ValueError for a prompt that is empty, leaves less than `room` of `limit` tokens, or has an id past `pieces`."""
@@ -9,7 +11,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], limit: int, room: int, piece
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty: it needs at least one token, e.g. the beginning-of-sequence id")
         if len(prompt) + room > limit:
-            raise ValueError(f"prompt {row} has {len(prompt)} tokens, but the model's max_seq_len is {limit}: cut it")
+            raise UserError(f"prompt {row} has {len(prompt)} tokens, but the model's max_seq_len is {limit}: cut it")
         if min(prompt) < 0 or max(prompt) >= pieces:
             raise ValueError(f"prompt {row} has a token outside the vocabulary (0 to {pieces - 1})")
 

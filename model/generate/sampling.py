@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.errors import UserError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,15 +27,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} must be 0 (greedy) or greater")
+            raise UserError(f"temperature = {self.temperature} must be 0 (greedy) or greater")
         if self.top_k < 0:
-            raise ValueError(f"top_k = {self.top_k} must be 0 (off) or greater")
+            raise UserError(f"top_k = {self.top_k} must be 0 (off) or greater")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1 (off)")
+            raise UserError(f"top_p = {self.top_p} must be above 0 and at most 1 (off)")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p = {self.min_p} must be between 0 (off) and 1")
+            raise UserError(f"min_p = {self.min_p} must be between 0 (off) and 1")
         if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty = {self.repetition_penalty} must be above 0 (1 is off)")
+            raise UserError(f"repetition_penalty = {self.repetition_penalty} must be above 0 (1 is off)")
 
 
 GREEDY = Sampling(temperature=0.0)

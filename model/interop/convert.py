@@ -20,6 +20,7 @@ from torch import Tensor
 from model.checkpoint import CONFIG
 from model.config import ModelConfig
 from model.count import meta_model
+from model.errors import UserError
 from model.interop.family import Family, choose_family, read_config
 from model.interop.folder import Weights, write_weights
 from model.interop.weights import Pair
@@ -88,7 +89,7 @@ def export_model(
         expected = set(meta_model(config).state_dict())
         if expected != {p.ours for p in pairs} or expected != set(weights.names()):
             odd = sorted(expected ^ {p.ours for p in pairs} | expected ^ set(weights.names()))
-            raise ValueError(f"{source}: {', '.join(odd[:5])} has no place in {family.architecture}.")
+            raise UserError(f"{source}: {', '.join(odd[:5])} has no place in {family.architecture}.")
         target.mkdir(parents=True, exist_ok=True)
         counted = Counted(item for p in pairs for item in zip(p.theirs, p.layout.split(weights[p.ours]), strict=True))
         files = write_weights(target, counted, max_bytes, {"format": "pt"})
@@ -119,13 +120,13 @@ def check(family: Family, config: ModelConfig, pairs: list[Pair], weights: Weigh
     there = set(weights.names())
     missing = [n for n in names.values() if n not in there]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{weights.folder} lacks {len(missing)} weights that its config.json implies, e.g. {missing[0]}."
         )
     tied = {HEAD} & there if config.tie_embeddings else set()
     left = sorted(n for n in there - set(names.values()) - tied if not n.endswith(family.ignored))
     if left:
-        raise ValueError(
+        raise UserError(
             f"{weights.folder} has {len(left)} weights that {family.architecture} hasn't with this config.json, "
             f"e.g. {left[0]}."
         )
@@ -139,12 +140,12 @@ def check(family: Family, config: ModelConfig, pairs: list[Pair], weights: Weigh
             shape, back = (), [str(error)]
         if shape != expected[pair.ours] or back != [tuple(t.shape) for t in parts]:
             shapes = ", ".join(f"{n} is {tuple(t.shape)}" for n, t in zip(pair.theirs, parts, strict=True))
-            raise ValueError(f"{weights.folder}: {shapes[:300]}, but config.json implies {back}.")
+            raise UserError(f"{weights.folder}: {shapes[:300]}, but config.json implies {back}.")
         if len({t.dtype for t in parts}) > 1:
-            raise ValueError(f"{weights.folder}: {', '.join(pair.theirs[:3])} have different dtypes.")
+            raise UserError(f"{weights.folder}: {', '.join(pair.theirs[:3])} have different dtypes.")
     embedding = next(p for p in pairs if p.ours == "embedding.weight").theirs[0]
     if tied and not torch.equal(weights[HEAD], weights[names[embedding]]):
-        raise ValueError(
+        raise UserError(
             f"{weights.folder}: config.json says that head and embedding are tied (tie_word_embeddings), but "
             f"{HEAD} is another matrix than {embedding}."
         )

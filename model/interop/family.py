@@ -13,6 +13,7 @@ from typing import Any
 
 from model import mup
 from model.config import ModelConfig
+from model.errors import Missing
 from model.interop.keys import Declaration, Ours, Theirs, Unsupported, value
 from model.interop.rope import ntk_theta
 from model.interop.weights import Pair
@@ -176,13 +177,13 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise LookupError(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
+        raise Missing(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
     theirs = json.loads(path.read_text())
     named = [*(theirs.get("architectures") or ()), theirs.get("model_type")]
     if "d_model" in theirs and "ff_pattern" in theirs:
-        raise LookupError(f"{folder} is a tokenmill model already: use it as it is.")
+        raise Missing(f"{folder} is a tokenmill model already: use it as it is.")
     if not named[0]:
-        raise LookupError(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
+        raise Missing(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
     family = family_named(named[0])
     return family, family.read(theirs), theirs
 

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.errors import Missing
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -33,10 +35,10 @@ class Weights:
         else:
             pickled = " (its .bin files are pickles, which can run any code: convert them first)"
             has_pickle = any(folder.glob("*.bin"))
-            raise LookupError(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
+            raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
         missing = [f for f in files if not (folder / f).is_file()]
         if missing:
-            raise LookupError(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
+            raise Missing(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for name in files:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from model.config import ModelConfig
+from model.errors import UserError
 
 Theirs = dict[str, Any]  # config.json
 Ours = dict[str, Any]  # fields of ModelConfig, those of its parts as "moe.top_k"
 
 
-class Unsupported(ValueError):
+class Unsupported(UserError):
     """A model that can't be expressed here: names the key, its value and what is supported."""
 
     @classmethod

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.errors import UserError
 from model.init import linear_, normal_, uniform_
 from model.kernels.scan import linear_scan
 from model.layers.causal_conv import CausalConv, ConvState
@@ -48,7 +49,7 @@ class H3(nn.Module):
         super().__init__()
         self.head_dim, D = config.h3.head_dim, config.d_model
         if D % self.head_dim:
-            raise ValueError(f"h3.head_dim = {self.head_dim} does not divide d_model = {D}: change one")
+            raise UserError(f"h3.head_dim = {self.head_dim} does not divide d_model = {D}: change one")
         in_bias = config.has_qkv_bias
         out_bias = config.has_out_bias
         self.q = nn.Linear(D, D, bias=in_bias)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.errors import UserError
 from model.init import linear_, uniform_
 from model.kernels.ssd import ssd
 from model.layers.causal_conv import CausalConv, ConvState
@@ -52,12 +53,12 @@ class Mamba2(nn.Module):
         m = config.mamba2
         inner = m.expand * config.d_model
         if inner % m.head_dim:
-            raise ValueError(
+            raise UserError(
                 f"mamba2.expand * d_model = {inner} is not a multiple of mamba2.head_dim = {m.head_dim}: change one"
             )
         self.n_heads, self.head_dim = inner // m.head_dim, m.head_dim
         if self.n_heads % m.n_groups:
-            raise ValueError(
+            raise UserError(
                 f"mamba2.n_groups = {m.n_groups} does not divide its {self.n_heads} heads "
                 f"(expand * d_model / head_dim): each group serves an equal number of heads"
             )

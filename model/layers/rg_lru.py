@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.errors import UserError
 from model.init import linear_, normal_, uniform_
 from model.kernels.scan import linear_scan
 from model.layers.causal_conv import CausalConv, ConvState
@@ -91,7 +92,7 @@ class RgLru(nn.Module):
     def __init__(self, width: int, n_blocks: int) -> None:
         super().__init__()
         if width % n_blocks:
-            raise ValueError(
+            raise UserError(
                 f"rg_lru: {n_blocks} blocks (rg_lru.n_blocks, or n_heads) don't divide its {width} channels "
                 "(rg_lru.width, or d_model): change one"
             )

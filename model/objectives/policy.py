@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.errors import UserError
 from model.objectives.logprobs import sequence_logprobs
 
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
@@ -40,7 +41,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.clip_low < 0 or self.clip_high < 0 or self.kl_weight < 0 or self.max_tokens < 1:
-            raise ValueError("clip_low, clip_high and kl_weight must be at least 0, max_tokens at least 1")
+            raise UserError("clip_low, clip_high and kl_weight must be at least 0, max_tokens at least 1")
 
 
 class PolicyBatch(NamedTuple):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.errors import UserError
 from model.objectives.logprobs import sequence_logprobs
 
 
@@ -28,7 +29,7 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ValueError("beta must be above 0, and label_smoothing at least 0 and below 0.5")
+            raise UserError("beta must be above 0, and label_smoothing at least 0 and below 0.5")
 
 
 class PreferenceBatch(NamedTuple):

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_stage import Config, line, stage
 
-from cluster.stage import (
-    Step,
-    Stopped,
-    find,
-    fingerprint,
-    run_step,
-)
+from cluster.errors import Stopped
+from cluster.stage import Step, find, fingerprint, run_step
 from cluster.store import folder as folder_module
 from cluster.store import open_store
 from cluster.store.artifact import Artifacts, Corrupt

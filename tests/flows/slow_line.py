@@ -9,7 +9,7 @@ from typing import Any
 
 from fakes import fake_run
 
-from cluster.stage import Stopped
+from cluster.errors import Stopped
 from flows.cli.run import ending
 from flows.prefect_server import EmbeddedServer
 from flows.quiet import quiet

@@ -7,7 +7,7 @@ import pytest
 import ray.exceptions as ray_errors
 from ray.train import WorkerGroupError
 
-from cluster.stage import Stopped
+from cluster.errors import Stopped
 from flows.faults import is_infrastructure_fault
 
 

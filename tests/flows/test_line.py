@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.stage import Stopped
+from cluster.errors import Stopped
 
 
 def fine(ws: Any) -> dict:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.data.examples import generated
 from cluster.data.tokenizer.chat import check_messages, render_prompt
+from cluster.errors import UserError
 from cluster.verify.verifiers import check_task
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ def _read(
         for where, example in itertools.islice(_records(url), limit):
             try:
                 check(example)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
             found.append(example)
         if len(found) == before:
-            raise ValueError(f"{url}: there is no example in it. It must have one JSON object a line.")
+            raise UserError(f"{url}: there is no example in it. It must have one JSON object a line.")
     return found
 
 
@@ -94,38 +95,38 @@ def _records(url: str) -> Iterator[tuple[str, Example]]:
 
     files = expand(url)
     if not files:
-        raise ValueError(f"{url}: no such file. Give a JSON-lines file, a glob, s3://… or generated://…")
+        raise UserError(f"{url}: no such file. Give a JSON-lines file, a glob, s3://… or generated://…")
     for file in files:
         with open_binary(file.url) as stream:
             for line in lines(Chunks(stream, kind_of(file.name)[1]), MAX_LINE):
                 where = f"{file.url}:{line.number}"
                 if line.problem:
-                    raise ValueError(f"{where}: the line can't be read: {line.problem.replace('_', ' ')}.")
+                    raise UserError(f"{where}: the line can't be read: {line.problem.replace('_', ' ')}.")
                 if not line.data.strip():
                     continue
                 try:
                     example = json.loads(line.data)
                 except ValueError as error:
-                    raise ValueError(f"{where}: no JSON object: {error}.") from None
+                    raise UserError(f"{where}: no JSON object: {error}.") from None
                 if not isinstance(example, dict):
-                    raise ValueError(f"{where}: must be a JSON object, not {line.data[:60]!r}.")
+                    raise UserError(f"{where}: must be a JSON object, not {line.data[:60]!r}.")
                 yield where, example
 
 
 def _chat(example: Mapping) -> None:
     check_messages(example.get("messages"))
     if all(message["role"] != "assistant" for message in example["messages"]):
-        raise ValueError("A chat example needs an assistant's message to learn from.")
+        raise UserError("A chat example needs an assistant's message to learn from.")
 
 
 def _asked(example: Mapping, prompt_allowed: bool = True) -> None:
     if prompt_allowed and "messages" not in example:
         if not isinstance(example.get("prompt"), str):
-            raise ValueError('It needs "messages", or a "prompt" that is a string.')
+            raise UserError('It needs "messages", or a "prompt" that is a string.')
         return
     check_messages(example.get("messages"))
     if example["messages"][-1]["role"] != "user":
-        raise ValueError('"messages" must end with the user\'s message.')
+        raise UserError('"messages" must end with the user\'s message.')
 
 
 def _task(example: Mapping) -> None:
@@ -137,13 +138,13 @@ def _choice(example: Mapping) -> None:
     _asked(example)
     choices, answer = example.get("choices"), example.get("answer")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise ValueError('"choices" must be a list of at least two strings.')
+        raise UserError('"choices" must be a list of at least two strings.')
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.')
+        raise UserError(f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.')
 
 
 def _preference(example: Mapping) -> None:
     _asked(example, prompt_allowed=False)
     for name in ("chosen", "rejected"):
         if not isinstance(example.get(name), str):
-            raise ValueError(f'"{name}" must be a string, not {example.get(name)!r}.')
+            raise UserError(f'"{name}" must be a string, not {example.get(name)!r}.')

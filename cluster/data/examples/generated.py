@@ -14,7 +14,6 @@ in ten is), never on seed or n: no held-out problem is in any training set of th
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import random
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from cluster.data.examples.puzzles import Arithmetic, Parity, Problem, Reverse, Sort, final
 from cluster.data.examples.signatures import Signatures
+from cluster.errors import UserError, did_you_mean, nearest
 
 SCHEME = "generated://"
 VERSION = 1  # of what the addresses mean: a change to any generator's output bumps it
@@ -55,9 +55,9 @@ def parse(url: str) -> Address:
     parts = urlsplit(url)
     name = parts.netloc
     if parts.scheme != "generated" or name not in GENERATORS or parts.path.strip("/"):
-        near = difflib.get_close_matches(name, GENERATORS, 1)
+        near = nearest(name, GENERATORS)
         hint = f" Did you mean {SCHEME}{near[0]}?" if near else ""
-        raise ValueError(f"{url!r}: there is no such generator; there are {', '.join(GENERATORS)}.{hint}")
+        raise UserError(f"{url!r}: there is no such generator; there are {', '.join(GENERATORS)}.{hint}")
     generator = GENERATORS[name]
     common = {f.name: f for f in fields(Address) if f.name not in ("name", "generator")}
     own = {f.name: f for f in fields(generator)}
@@ -65,19 +65,19 @@ def parse(url: str) -> Address:
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in common and key not in own:
             known = [*common, *own]
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{url!r}: unknown parameter {key!r}; known are {', '.join(known)}.{hint}")
+            raise UserError(
+                f"{url!r}: unknown parameter {key!r}; known are {', '.join(known)}.{did_you_mean(key, known)}"
+            )
         values[key] = _value(url, key, text, (common.get(key) or own[key]).default)
     try:
         made = generator(**{k: v for k, v in values.items() if k in own})
-    except ValueError as error:
-        raise ValueError(f"{url!r}: {error}.") from None
+    except UserError as error:
+        raise UserError(f"{url!r}: {error}.") from None
     address = Address(name, made, **{k: v for k, v in values.items() if k in common})
     if address.n < 1:
-        raise ValueError(f"{url!r}: n must be 1 or more.")
+        raise UserError(f"{url!r}: n must be 1 or more.")
     if address.split not in SPLITS:
-        raise ValueError(f"{url!r}: split must be train or heldout, not {address.split!r}.")
+        raise UserError(f"{url!r}: split must be train or heldout, not {address.split!r}.")
     return address
 
 
@@ -86,7 +86,7 @@ def _value(url: str, key: str, text: str, default: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{url!r}: {key} must be a {kind.__name__}, not {text!r}.") from None
+        raise UserError(f"{url!r}: {key} must be a {kind.__name__}, not {text!r}.") from None
 
 
 def digest(url: str) -> str:
@@ -115,7 +115,7 @@ def problems(url: str) -> list[Problem]:
         if len(found) == address.n or stale == EXHAUSTED:
             break
     if not found:
-        raise ValueError(f"{url!r}: there is no problem in the split {address.split!r}.")
+        raise UserError(f"{url!r}: there is no problem in the split {address.split!r}.")
     return list(found.values())
 
 

@@ -19,6 +19,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.errors import UserError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -57,7 +59,7 @@ class Arithmetic:
         bounded("cot", self.cot, 0, 1)
         unknown = set(self.ops.split(",")) - {"add", "sub"}
         if unknown:
-            raise ValueError(f"ops may have add and sub, not {', '.join(sorted(unknown))}")
+            raise UserError(f"ops may have add and sub, not {', '.join(sorted(unknown))}")
 
     def problem(self, rng: random.Random) -> Problem:
         op = rng.choice(sorted(set(self.ops.split(","))))
@@ -169,4 +171,4 @@ class Reverse(Digits):
 
 def bounded(name: str, value: Any, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+        raise UserError(f"{name} must be from {low} to {high}, not {value}")

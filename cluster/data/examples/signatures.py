@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.data.examples.puzzles import Problem, final
+from cluster.errors import UserError
 
 SUMMARY = (20, 160)  # characters of a summary, from and to
 HEAD = 90  # characters of name and signature, at most
@@ -58,7 +59,7 @@ class Signatures:
 
     def __post_init__(self) -> None:
         if self.kind not in (*KINDS, "all"):
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, all; not {self.kind!r}")
+            raise UserError(f"kind must be one of {', '.join(KINDS)}, all; not {self.kind!r}")
 
     def functions(self) -> list[Function]:
         return list(known_functions(tuple(p.strip() for p in self.packages.split(",") if p.strip())))

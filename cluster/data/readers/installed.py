@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from cluster.data.readers.reading import Record
+from cluster.errors import UserError, nearest
 
 SCHEME = "installed://"
 STDLIB = "stdlib"
@@ -79,20 +80,20 @@ def parse(url: str) -> Installed:
     parts = urlsplit(url)
     what = parts.netloc
     if parts.scheme != "installed" or what not in ("prose", "code") or parts.path.strip("/"):
-        raise ValueError(
+        raise UserError(
             f"{url!r}: the embedded sources are installed://prose and installed://code, optionally with "
             "?packages=stdlib,numpy&max_mb=20."
         )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if unknown := set(query) - {"packages", "max_mb"}:
-        raise ValueError(f"{url!r}: unknown parameter {sorted(unknown)[0]!r}; known are packages and max_mb.")
+        raise UserError(f"{url!r}: unknown parameter {sorted(unknown)[0]!r}; known are packages and max_mb.")
     packages = tuple(p.strip() for p in query.get("packages", "").split(",") if p.strip()) or default_packages()
     try:
         max_bytes = int(float(query["max_mb"]) * 1e6) if "max_mb" in query else None
     except ValueError:
         max_bytes = 0
     if max_bytes is not None and max_bytes <= 0:
-        raise ValueError(f"{url!r}: max_mb is {query['max_mb']!r}; it is a number of megabytes above 0.")
+        raise UserError(f"{url!r}: max_mb is {query['max_mb']!r}; it is a number of megabytes above 0.")
     for package in packages:
         _root(package)
     return Installed(what, tuple(dict.fromkeys(packages)), max_bytes)
@@ -308,7 +309,7 @@ def _root(package: str) -> Path:
     try:
         return Path(str(metadata.distribution(package).locate_file("")))
     except (metadata.PackageNotFoundError, ValueError):
-        raise ValueError(_not_installed(package)) from None
+        raise UserError(_not_installed(package)) from None
 
 
 @cache
@@ -324,10 +325,8 @@ def _is_installed(package: str) -> bool:
 
 
 def _not_installed(package: str) -> str:
-    import difflib
-
     names = sorted({str(d.name) for d in metadata.distributions()} | {STDLIB})
-    near = difflib.get_close_matches(package, names, 3)
+    near = nearest(package, names, 3)
     by_import = metadata.packages_distributions().get(package, [])
     hint = f" Did you mean {', '.join(dict.fromkeys([*by_import, *near]))}?" if by_import or near else ""
     return f"installed://: no package {package!r} is installed here (names as in `pip list`, or stdlib).{hint}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.readers import installed, reading
+from cluster.errors import UserError
 from cluster.stage import how
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def find_files(source: Source) -> list[File]:
 
     entries = expand(source.path)
     if not entries:
-        raise ValueError(f"Source {source.name!r}: nothing matches its path {source.path!r}.")
+        raise UserError(f"Source {source.name!r}: nothing matches its path {source.path!r}.")
     found, unknown = [], []
     for entry in entries:
         parts = entry.name.split("/")
@@ -84,7 +85,7 @@ def find_files(source: Source) -> list[File]:
             found.append(File(entry.url, entry.name, entry.size, kind, compression))
     if not found:
         example = f", such as {unknown[0]!r}" if unknown else ""
-        raise ValueError(
+        raise UserError(
             f"Source {source.name!r}: {source.path!r} has no file of a known kind{example}. Known are "
             f"{' '.join(reading.FORMATS)}, each also with .gz or .zst; otherwise set format = "
             '"jsonl", "parquet" or "txt".'

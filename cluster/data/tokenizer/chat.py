@@ -20,6 +20,7 @@ import numpy as np
 
 from cluster.data.order import Permutation, rank_slice
 from cluster.data.rows import IGNORE, RowBatch, join, stack
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
     """A whole conversation. Raises ValueError for messages that don't follow the template."""
     check_messages(messages)
     if f"<|{ROLES[0]}|>" not in tokenizer.special:
-        raise ValueError("This tokenizer is an imported model's and has no roles to chat in: complete text with it.")
+        raise UserError("This tokenizer is an imported model's and has no roles to chat in: complete text with it.")
     ids, mask = [tokenizer.bos_id], [0]
     for message in messages:
         content = [*tokenizer.encode(message["content"]), tokenizer.end_id]
@@ -52,7 +53,7 @@ def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """The ids after which the model writes the next assistant's message; messages end with the user's."""
     check_messages(messages)
     if messages[-1]["role"] != "user":
-        raise ValueError(f"A prompt must end with the user's message, not with the {messages[-1]['role']}'s.")
+        raise UserError(f"A prompt must end with the user's message, not with the {messages[-1]['role']}'s.")
     return [*render(tokenizer, messages).ids, tokenizer.special["<|assistant|>"]]
 
 
@@ -81,13 +82,13 @@ def parse(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, str]]:
 def check_messages(messages: Any) -> None:
     """Raises ValueError, with what is wrong and where, unless `messages` is a conversation."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError(f'"messages" must be a list of at least one message, not {str(messages)[:80]!r}.')
+        raise UserError(f'"messages" must be a list of at least one message, not {str(messages)[:80]!r}.')
     expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ValueError(f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.')
+            raise UserError(f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.')
         if message.get("role") not in expected:
-            raise ValueError(
+            raise UserError(
                 f"Message {number} has the role {message.get('role')!r}; here comes {' or '.join(expected)}: "
                 "an optional system message, then user and assistant in turn."
             )
@@ -125,8 +126,8 @@ class ChatRows:
             self.examples += 1
             try:
                 ids, mask = render(tokenizer, example.get("messages", ()))
-            except ValueError as error:
-                raise ValueError(f"Chat example {number}: {error}") from None
+            except UserError as error:
+                raise UserError(f"Chat example {number}: {error}") from None
             room = min(tail, max(0, seq_len - len(ids)))
             extra = random.Random(f"{seed} {number}").randint(0, room)
             tokens, targets = next_tokens([*ids, *[tokenizer.eos_id] * extra], [*mask, *[1] * extra], ahead)
@@ -137,7 +138,7 @@ class ChatRows:
             else:
                 self.dropped += 1
         if not parts:
-            raise ValueError(
+            raise UserError(
                 f"None of {self.examples} chat examples has an assistant's token within seq_len = {seq_len}."
             )
         self._parts = parts

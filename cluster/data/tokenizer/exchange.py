@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.data.tokenizer.codecs import SPACE_MARK, load_tokenizers
 from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
+from cluster.errors import UserError
 
 KEPT = (  # a foreign tokenizer's files go back as they came
     "tokenizer.json",
@@ -174,7 +175,7 @@ def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
         return None
     tokenizer = Tokenizer.from_bytes(model, info)
     if tokenizer.vocab_size > rows:
-        raise ValueError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}.")
+        raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}.")
     tokenizer.save(target)
     kinds = {"whole-text": "sentencepiece", "tokenizers": "tokenizer.json (runs with the package tokenizers)"}
     return kinds.get(info.get("library", ""), "sentencepiece, trained by tokenmill")
@@ -189,7 +190,7 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
         model = (source / "tokenizer.json").read_bytes()
         return model, _foreign(source, "tokenizers", _tokenizers_names(model))
     if (source / "vocab.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
             "writes one."
         )

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.tokenizer.codecs import make_codec
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -61,7 +62,7 @@ class Tokenizer:
         try:
             self._load((folder / "tokenizer.model").read_bytes(), json.loads((folder / "tokenizer.json").read_text()))
         except FileNotFoundError as error:
-            raise ValueError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
+            raise UserError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
 
     @classmethod
     def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:

@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster.data.parallel import documents, ordered, start_ray, stop_check, text_hash, unwrap
 from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, RESERVED, SPECIAL, UNK, Tokenizer, TokenizerConfig
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.data.shards import RowGroup
@@ -49,9 +50,9 @@ def sample_documents(ws: Workspace, config: TokenizerConfig) -> Sample:
             sizes[source] = sizes.get(source, 0) + size
     unknown = sorted(set(config.weights) - set(sizes))
     if unknown:
-        raise ValueError(f"tokenizer.weights names {unknown}; the documents have {sorted(sizes)}.")
+        raise UserError(f"tokenizer.weights names {unknown}; the documents have {sorted(sizes)}.")
     if not sum(sizes.values()):
-        raise ValueError("The documents hold no text, so there is nothing to train a tokenizer on.")
+        raise UserError("The documents hold no text, so there is nothing to train a tokenizer on.")
     wanted = shares(sizes, {s: config.weights.get(s, 1.0) for s in sizes}, config.sample_mb * 1e6)
     rates = {source: wanted[source] / sizes[source] if sizes[source] else 0.0 for source in sizes}
     references, total = [], dict.fromkeys(sorted(sizes), 0)

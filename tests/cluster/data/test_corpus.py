@@ -16,8 +16,9 @@ from cluster.data import corpus
 from cluster.data.corpus import CorpusConfig, Source
 from cluster.data.filter import DedupConfig, FilterConfig
 from cluster.data.readers import sources
+from cluster.errors import Stopped
 from cluster.identity import field_sides
-from cluster.stage import Stopped, external, fingerprint, run_step
+from cluster.stage import external, fingerprint, run_step
 
 
 def jsonl(texts, **more):

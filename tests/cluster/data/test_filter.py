@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from cluster.data import filter as stage
 from cluster.data import shards
 from cluster.data.filter import FilterConfig
-from cluster.stage import Step, Stopped, identity, run_step
+from cluster.errors import Stopped
+from cluster.stage import Step, identity, run_step
 
 STOP = ["the", "be", "to", "of", "and", "that", "have", "with"]
 

@@ -64,7 +64,7 @@ def test_the_cap_holds_and_mixes_the_packages():
 def test_the_plan_is_the_same_each_time_and_in_another_process():
     url = "installed://prose?packages=rich&max_mb=0.1"
     assert installed.plan(url) == installed.plan(url)
-    code = f"from cluster.data import installed; print(installed.digest({url!r}))"
+    code = f"from cluster.data.readers import installed; print(installed.digest({url!r}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == installed.digest(url)
 
@@ -79,7 +79,7 @@ def test_the_digest_tells_addresses_apart_and_is_fast():
 
 def test_reading_imports_none_of_the_packages():
     code = (
-        "import sys; from cluster.data import installed, docstrings\n"
+        "import sys; from cluster.data.readers import installed, docstrings\n"
         "url = 'installed://prose?packages=networkx,sympy,turtle'.replace(',turtle', '')\n"
         "assert sum(1 for p in installed.plan(url)[:1] for _ in installed.read(p, 10**7)) > 5\n"
         "print(sorted({'networkx', 'sympy', 'turtle', 'torch', 'ray'} & set(sys.modules)))"

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer, TokenizerConfig
 from cluster.data.tokenizer.training import sentences, shares, train
-from cluster.stage import Stopped, run_step
+from cluster.errors import Stopped
+from cluster.stage import run_step
 from tests.cluster.data import given as given_
 
 TEXTS = [text for _, text in given_.some_documents()]
