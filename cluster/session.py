@@ -2,8 +2,7 @@
 
 With nothing configured, `Session.ensure()` starts Ray here with what the machine has. `[cluster] address` or
 `RAY_ADDRESS` joins a cluster, and inside `ray job submit` the job's own. Ray is started once and kept until `close()`;
-a line whose stages are all cached never starts it. Whoever calls `ensure()` in a thread keeps that thread alive: Ray's
-processes end with the thread that forked them.
+a line whose stages are all cached never starts it.
 
 A Ray started here listens on loopback only and with a token of its own for each run, so that other users of the
 machine can't submit work to it. A cluster's own authentication settings are left as they are.
@@ -16,6 +15,7 @@ import logging
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,29 +69,47 @@ class Session:
         self.config = config or ClusterConfig.model_validate({})
         self.log_dir = log_dir
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ready, self._closing = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._started = False
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
 
-    def ensure(self) -> Session:
-        """Ray is up when this returns. Threads may call it at once; a failed start is tried again by the next call.
+    def start(self) -> None:
+        """Begin to start Ray, unless it is up or under way; one that failed is tried again. Returns at once.
 
-        Raises:
-            ConnectionError: the address doesn't answer, or Ray doesn't start.
+        The thread that starts it lives until `close`: Linux delivers "your parent died", by which Ray's processes end
+        with us, when the *thread* that forked them ends.
         """
         with self._lock:
-            if not self._started and self._error is None:
-                self._try()
-        if self._error is not None:
-            error, self._error = self._error, None
-            where = self.address
-            if where:
-                raise ConnectionError(
-                    f"No Ray cluster answers at {where!r} ({error}). Start one with `ray start --head`, or unset "
-                    "RAY_ADDRESS and [cluster] address to use this machine."
-                ) from error
-            raise ConnectionError(f"Ray did not start on this machine: {error}") from error
-        return self
+            if self._ready.is_set() and self._error is None and self._started:
+                return
+            if self._thread is not None and not self._ready.is_set():
+                return
+            self._error = None
+            self._ready, self._closing = threading.Event(), threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(self._ready, self._closing), daemon=True)
+            self._thread.start()
+
+    def ensure(self, stopping: Callable[[], bool] = lambda: False) -> Session | None:
+        """Ray is up when this returns; None if `stopping` turned true before. Threads may call it at once.
+
+        Raises:
+            ConnectionError: the address doesn't answer, or Ray doesn't start; the next call tries again.
+        """
+        self.start()
+        while not self._ready.wait(0.1):
+            if stopping():
+                return None
+        error = self._error
+        if error is None:
+            return self
+        if self.address:
+            raise ConnectionError(
+                f"No Ray cluster answers at {self.address!r} ({error}). Start one with `ray start --head`, or unset "
+                "RAY_ADDRESS and [cluster] address to use this machine."
+            ) from error
+        raise ConnectionError(f"Ray did not start on this machine: {error}") from error
 
     @property
     def address(self) -> str | None:
@@ -126,10 +144,6 @@ class Session:
             )
         return count, use_gpu, share
 
-    def devices(self) -> int:
-        """Devices a training occupies: GPUs, or CPU workers."""
-        return max(1, self.workers()[0])
-
     def close(self) -> None:
         """Stop the Ray that this session started; leave a cluster that it joined."""
         if self._ours:
@@ -138,13 +152,19 @@ class Session:
             ray.shutdown()
             self._ours = False
         self._started = False
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(1)
+            self._thread = None
 
-    def _try(self) -> None:
+    def _run(self, ready: threading.Event, closing: threading.Event) -> None:
         try:
             self._start()
             self._started = True
         except (Exception, SystemExit) as error:  # Ray's start-up may call sys.exit
             self._error = error
+        ready.set()
+        closing.wait()
 
     def _start(self) -> None:
         for key, value in QUIET.items():

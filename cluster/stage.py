@@ -16,30 +16,62 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel
 
+from cluster.cost import Cost, Machine
+from cluster.errors import Stopped
 from cluster.events import EventLog, plain_json
 from cluster.identity import canonical_json, differences, how, identity
 from cluster.provenance import code_version, package_versions
+from cluster.report import Block
+from cluster.session import Session
 from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
 from cluster.store.checkpoints import Checkpoints
 from cluster.store.source import digest_source
 from cluster.store.workplace import build_folder
 
-RunContext = dict[str, Any]
 Progress = Callable[[float, float, str], None]
-Wiring = tuple[Progress, Callable[[], bool], RunContext]
 EVENTS = "events.jsonl"
 
 __all__ = [
-    "Outcome", "RunContext", "Stage", "Step", "Workspace", "digest_source", "explain", "find",
+    "Hooks", "Outcome", "Stage", "Step", "Summary", "Surroundings", "Workspace", "digest_source", "explain", "find",
     "fingerprint", "how", "identity", "previous", "run_step",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a stage says of its result. A stage's own class has a field for each thing that it says.
+
+    It is kept in the artifact's manifest as plain JSON (`values`) and read back from it (`read`), also from one that an
+    older version wrote: what it has and the class has not is left out, what it lacks has the field's default.
+    """
+
+    def values(self) -> dict[str, Any]:
+        """As plain JSON, for the manifest; its numbers are metrics of the stage's run in MLflow."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The summary that a manifest holds."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def words(self) -> str:
+        """The result in a few words, for the screen and the closing table."""
+        return ""
+
+    def report(self, artifact: Artifact) -> Sequence[Block]:
+        """The result on a page."""
+        return ()
+
+    def closing(self) -> Sequence[str]:
+        """Lines to end the whole run with."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -47,21 +79,24 @@ class Stage:
     """Something that can be done. A changed default or behaviour bumps `version`.
 
     Args:
-        run: writes files into workspace.out and returns a summary of plain JSON; its key "devices" (default
-        1)
-            times the wall time is the device time.
+        run: writes files into workspace.out and returns a `summary`.
+        summary: the class of what it says of its result.
         external: config -> {name: digest} of data outside the store, see cluster.store.source.digest_source.
         still_valid: whether an artifact found in the store still holds, for stages with an effect elsewhere.
+        uses_ray: Ray is up when `run` is called.
+        cost: what a step of it would cost on a machine, for --plan; None: what it took the last time.
     """
 
     name: str
     kind: str
     version: int
     config: type
-    run: Callable[[Workspace], dict]
+    run: Callable[[Workspace], Summary]
+    summary: type[Summary] = Summary
     external: Callable[[Any], dict[str, str]] | None = None
     still_valid: Callable[[Artifact, Any], bool] | None = None
     uses_ray: bool = True
+    cost: Callable[[Step, Machine], Cost] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +114,32 @@ class Step:
             raise ValueError(f"Step {self.name!r} needs a {wanted}, not a {type(self.config).__name__}.")
 
 
+class Tracked(Protocol):
+    """A stage's run in MLflow, as far as a stage needs to know it."""
+
+    def wait_run_id(self, timeout: float = 30.0) -> str:
+        """Its id, or "" if MLflow doesn't answer in time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who hears of a step that is being made, and who may stop it."""
+
+    begin: Callable[[Stage, Workspace], Tracked | None] = lambda stage, workspace: None  # before the stage runs
+    progress: Progress = lambda done, total, text: None
+    stopping: Callable[[], bool] = lambda: False  # True after Ctrl-C: write a checkpoint, then raise Stopped
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run gives to each of its steps."""
+
+    session: Session = field(default_factory=Session)  # the one owner of Ray
+    recipe: str = ""  # its name
+    hooks: Hooks = Hooks()
+
+
 @dataclass
 class Workspace:
     """All that a stage's function may touch."""
@@ -91,16 +152,28 @@ class Workspace:
     artifacts: Artifacts
     checkpoints: Checkpoints
     events: EventLog  # out/events.jsonl
-    progress: Progress  # done, total, text
-    stopping: Callable[[], bool]  # True after Ctrl-C: write a checkpoint, then raise Stopped
-    context: RunContext
+    session: Session  # Ray is up if the stage says that it uses Ray
+    recipe: str
+    hooks: Hooks
+    tracked: Tracked | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """(done, total, text) for whoever watches."""
+        return self.hooks.progress
+
+    @property
+    def stopping(self) -> Callable[[], bool]:
+        """Whether to write a checkpoint and raise Stopped."""
+        return self.hooks.stopping
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step: its artifact, whether it was there already, and the seconds it took."""
+    """What came of a step: its artifact, what it says of itself, whether it was there already, and the seconds."""
 
     artifact: Artifact
+    summary: Summary
     cached: bool
     seconds: float
 
@@ -118,7 +191,7 @@ def external(step: Step) -> dict[str, str]:
         return _external[step]
 
 
-def fingerprint(step: Step, artifacts: Artifacts | None = None) -> str:
+def fingerprint(step: Step) -> str:
     """20 hex digits that name what the step makes, wherever and by however many workers it is made."""
     return _fingerprint(step, {})
 
@@ -167,33 +240,31 @@ def _holds(step: Step, found: Artifact) -> bool:
 
 
 def run_step(
-    step: Step,
-    artifacts: Artifacts,
-    *,
-    progress: Progress = lambda done, total, text: None,
-    stopping: Callable[[], bool] = lambda: False,
-    context: RunContext | None = None,
-    force: bool = False,
+    step: Step, artifacts: Artifacts, surroundings: Surroundings | None = None, *, force: bool = False
 ) -> Outcome:
     """Find the step's artifact, or make and publish it.
 
     Args:
+        surroundings: default: a session of its own, and nobody who watches.
         force: make it also where it is there; the old one is set aside once the new one is ready.
     Raises:
-        Stopped: `stopping` turned true and the stage ended with a checkpoint.
+        Stopped: `hooks.stopping` turned true and the stage ended with a checkpoint.
     """
     begun = time.perf_counter()
+    surroundings = surroundings or Surroundings()
+
+    def outcome(artifact: Artifact, cached: bool) -> Outcome:
+        return Outcome(artifact, step.stage.summary.read(artifact.summary), cached, time.perf_counter() - begun)
+
     there = artifacts.find(step.stage.kind, fingerprint(step))
     if there and not force and _holds(step, there):
-        return Outcome(there, True, time.perf_counter() - begun)
-    wiring = (progress, stopping, {} if context is None else context)
+        return outcome(there, cached=True)
     for last in (False, True):
-        inputs = {role: _input(source, artifacts, wiring) for role, source in step.inputs.items()}
+        inputs = {role: _input(source, artifacts, surroundings) for role, source in step.inputs.items()}
         try:
             if force:
                 artifacts.checkpoints(fingerprint(step)).clear()  # from the start, not from where another had come
-            artifact = _make(step, inputs, artifacts, wiring, there)
-            return Outcome(artifact, False, time.perf_counter() - begun)
+            return outcome(_make(step, inputs, artifacts, surroundings, there), cached=False)
         except Corrupt:  # an input, found out by a reader, who has set it aside: made again, once
             if last:
                 raise
@@ -201,12 +272,15 @@ def run_step(
 
 
 def _make(
-    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, replaced: Artifact | None
+    step: Step,
+    inputs: dict[str, Artifact],
+    artifacts: Artifacts,
+    surroundings: Surroundings,
+    replaced: Artifact | None,
 ) -> Artifact:
     """Run the stage and publish; `replaced` is what is there already and is not to be used."""
-    mark = fingerprint(step)
+    mark, stage, hooks = fingerprint(step), step.stage, surroundings.hooks
     checkpoints = artifacts.checkpoints(mark)
-    progress, stopping, context = wiring
     with build_folder(artifacts.store, mark) as out:
         workspace = Workspace(
             step=step.name,
@@ -217,43 +291,47 @@ def _make(
             artifacts=artifacts,
             checkpoints=checkpoints,
             events=EventLog(out / EVENTS),
-            progress=progress,
-            stopping=stopping,
-            context=context,
+            session=surroundings.session,
+            recipe=surroundings.recipe,
+            hooks=hooks,
         )
+        workspace.tracked = hooks.begin(stage, workspace)
+        if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
+            raise Stopped(f"{step.name} stopped before it began.")
         started = time.perf_counter()
-        summary = step.stage.run(workspace)
+        summary = stage.run(workspace)
         wall = time.perf_counter() - started
-        if not isinstance(summary, dict):
-            raise TypeError(f"Stage {step.stage.name!r} returned a {type(summary).__name__}: a summary is a dict.")
+        if not isinstance(summary, stage.summary):
+            wanted = stage.summary.__name__
+            raise TypeError(f"Stage {stage.name!r} returned a {type(summary).__name__}: its summary is a {wanted}.")
+        values = plain_json(summary.values())
         manifest = Manifest(
-            kind=step.stage.kind,
-            stage=step.stage.name,
-            stage_version=step.stage.version,
+            kind=stage.kind,
+            stage=stage.name,
+            stage_version=stage.version,
             fingerprint=mark,
             name=step.name,
             config=_config_json(step.config),
             identity=identity(step.config),
             inputs={r: InputRef(kind=a.kind, fingerprint=a.fingerprint) for r, a in inputs.items()},
             external=external(step),
-            summary=plain_json(summary),
+            summary=values,
             code_version=code_version(),
             packages=package_versions(),
             wall_seconds=round(wall, 3),
-            device_seconds=round(wall * float(summary.get("devices", 1)), 3),
+            device_seconds=round(wall * float(values.get("devices", 1)), 3),
         )
-        if replaced and artifacts.manifest(step.stage.kind, mark) == replaced.manifest:
-            artifacts.set_aside(step.stage.kind, mark, "it was made again, by force or because it no longer held")
+        if replaced and artifacts.manifest(stage.kind, mark) == replaced.manifest:
+            artifacts.set_aside(stage.kind, mark, "it was made again, by force or because it no longer held")
         artifact = artifacts.publish(manifest, out)
         checkpoints.clear()
     return artifact
 
 
-def _input(step: Step, artifacts: Artifacts, wiring: Wiring) -> Artifact:
+def _input(step: Step, artifacts: Artifacts, surroundings: Surroundings) -> Artifact:
     """The input's artifact, made (again) where it isn't there or is damaged."""
-    progress, stopping, context = wiring
     for _ in range(2):
-        artifact = run_step(step, artifacts, progress=progress, stopping=stopping, context=context).artifact
+        artifact = run_step(step, artifacts, surroundings).artifact
         if artifacts.store.folder(artifact.kind) is None:
             return artifact  # S3: checked by whoever downloads it, which need not be this machine
         with contextlib.suppress(Corrupt):  # set aside: the next round makes it

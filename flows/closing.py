@@ -3,20 +3,21 @@ next."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flows.show import at_most, duration, facts, size
+from cluster.evaluate.summary import at_most
+from cluster.quantities import duration, size
 
 if TYPE_CHECKING:
+    from cluster.evaluate.summary import EvaluationSummary
     from cluster.store.artifact import Artifact
     from flows.run import Run
 
@@ -28,11 +29,10 @@ def show(run: Run, console: Console) -> None:
     console.print()
     put(stages_table(run), console)
     put(quality_table(run), console)
-    for line in alignment_lines(run):
-        console.print(line, highlight=False)
     put(samples_table(run), console)
-    for line in release_lines(run):
-        console.print(line, highlight=False)
+    for outcome in run.outcomes.values():
+        for line in outcome.summary.closing():
+            console.print(Text(line), soft_wrap=True)
     where(run, console)
     console.print("\nNext:")
     for command in next_commands(run):
@@ -64,86 +64,61 @@ def stages_table(run: Run) -> Table:
     for name, outcome in run.outcomes.items():
         shown = "cached" if outcome.cached else duration(outcome.seconds)
         style = "dim" if outcome.cached else ""
-        table.add_row(name, shown, size(outcome.artifact.manifest.size), escape(facts(outcome.artifact)), style=style)
+        table.add_row(name, shown, size(outcome.artifact.manifest.size), escape(outcome.summary.words()), style=style)
     return table
 
 
 def quality_table(run: Run) -> Table:
     """Bits per byte, lower is better: of all held-out text and of each source, beside the baselines."""
-    before, after = artifact_of(run, "evaluate-base"), artifact_of(run, "evaluate")
     table = plain_table("Held out, bits per byte (lower is better)")
-    scored: Any = before or after
+    before, after = evaluation_of(run, "evaluate-base"), evaluation_of(run, "evaluate")
+    scored = before or after
     if scored is None:
         return table
-    columns = [("pretrained", before, "bpb"), ("aligned", after, "bpb")]
-    columns += [("unigram", scored, "unigram_bpb"), ("gzip -9", scored, "gzip_bpb")]
-    columns = [c for c in columns if c[1] is not None and c[2] in c[1].summary]
+    asked = [("pretrained", before, "bpb"), ("aligned", after, "bpb")]
+    asked += [("unigram", scored, "unigram_bpb"), ("gzip -9", scored, "gzip_bpb")]
+    columns = [(title, of.metrics, metric) for title, of, metric in asked if of is not None and metric in of.metrics]
     table.add_column("text")
     for title, _, _ in columns:
         table.add_column(title, justify="right")
-    sources = sorted(k.partition("/")[2] for k in scored.summary if k.startswith("bpb/"))
-    for source in ["", *sources]:
+    for source in ["", *scored.sources()]:
         cells = []
-        for _, artifact, metric in columns:
-            value = artifact.summary.get(f"{metric}/{source}" if source else metric) if artifact else None
-            bound = at_most(artifact.summary) if artifact and metric == "bpb" else ""
-            cells.append(f"{bound}{value:.3f}" if isinstance(value, int | float) else "")
+        for _, metrics, metric in columns:
+            value = metrics.get(f"{metric}/{source}" if source else metric)
+            bound = at_most(metrics) if metric == "bpb" else ""
+            cells.append(f"{bound}{value:.3f}" if value is not None else "")
         if any(cells):
             table.add_row(source or "all", *cells)
-    bits = ("bpb", "unigram_bpb", "gzip_bpb")
-    other = sorted(
-        k
-        for k in scored.summary
-        if k.partition("/")[0] not in bits and "bpb_bound_error/" not in k and not k.endswith("/items")
-    )
-    for metric in other:
-        values = [a.summary.get(metric) if a else None for a in (before, after)]
-        shown = [f"{v:.3f}" for v in values if isinstance(v, int | float)]
+    for metric in scored.other():
+        values = [one.metrics.get(metric) for one in (before, after) if one is not None]
+        shown = [f"{v:.3f}" for v in values if v is not None]
         if shown:
             table.add_row(metric, *shown)
     return table
 
 
-def alignment_lines(run: Run) -> list[Text]:
-    """What reinforcement learning changed on tasks it never trained on."""
-    artifact = artifact_of(run, "rlhf")
-    lines = []
-    for key, before in (artifact.summary if artifact else {}).items():
-        after = artifact.summary.get(f"{key.removesuffix('_before')}_after") if artifact else None
-        if key.endswith("_before") and isinstance(before, int | float) and isinstance(after, int | float):
-            name = key.removesuffix("_before").replace("_", " ")
-            items = artifact.summary.get("heldout_items") if artifact else None
-            on = f" on {items} held-out prompts" if items else " on held-out prompts"
-            lines.append(Text(f"rlhf: {name} {before:.3f} → {after:.3f} ({after - before:+.3f}){on}"))
-    return lines
+def evaluation_of(run: Run, step: str) -> EvaluationSummary | None:
+    from cluster.evaluate.summary import EvaluationSummary
+
+    summary = run.outcomes[step].summary if step in run.outcomes else None
+    return summary if isinstance(summary, EvaluationSummary) else None
 
 
 def samples_table(run: Run) -> Table:
     """Some generations of the last model that was evaluated."""
+    from cluster.evaluate.summary import samples
+
     table = plain_table("Samples")
     artifact = artifact_of(run, "evaluate") or artifact_of(run, "evaluate-base")
-    if artifact is None or "samples.json" not in artifact.manifest.files:
+    found = samples(artifact)[:SAMPLES] if artifact else []
+    if not found:
         return table
     table.add_column("prompt", overflow="fold", ratio=1)
     table.add_column("completion", overflow="fold", ratio=2)
-    for sample in json.loads(artifact.read("samples.json"))[:SAMPLES]:
+    for sample in found:
         cells = (str(sample.get("prompt", "")), str(sample.get("completion", "")))
         table.add_row(*(Text(" ".join(c.split())[:300]) for c in cells))
     return table
-
-
-def release_lines(run: Run) -> list[Text]:
-    artifact = artifact_of(run, "release")
-    if artifact is None:
-        return []
-    s = artifact.summary
-    gate = s.get("gate") or {}
-    aliases = " ".join(f"@{a}" for a in s.get("aliases") or []) or "no alias"
-    verdict = "passed" if gate.get("passed") else "failed"
-    return [
-        Text(f"Registered: {s.get('name')} version {s.get('version')} ({aliases})", style="bold"),
-        Text(f"Gate {verdict}: {gate.get('reason', '')}", style="" if gate.get("passed") else "yellow"),
-    ]
 
 
 def where(run: Run, console: Console) -> None:
@@ -159,15 +134,15 @@ def where(run: Run, console: Console) -> None:
 
 def next_commands(run: Run) -> list[str]:
     """The three commands a person would type next."""
-    release = artifact_of(run, "release")
-    model = next((a for a in map(run_artifact(run), ("rlhf", "instruct", "extend", "pretrain")) if a), None)
+    release = run.outcomes["release"].summary.values() if "release" in run.outcomes else None
+    models = [o.artifact for o in run.outcomes.values() if o.artifact.kind == "model"]
     commands = []
     if release is not None:
-        uri = release.summary.get("uri", "")
+        uri = release.get("uri", "")
         commands = [f"tokenmill chat {uri}", f'tokenmill generate {uri} "The function returns"']
-        commands.append(f"tokenmill models {release.summary.get('name', '')}")
-    elif model is not None and "://" not in run.artifacts.store.url:
-        folder = shlex.quote(relative(model.path(verify=False)))
+        commands.append(f"tokenmill models {release.get('name', '')}")
+    elif models and "://" not in run.artifacts.store.url:
+        folder = shlex.quote(relative(models[-1].path(verify=False)))
         commands = [f'tokenmill generate {folder} "The function returns"', f"tokenmill chat {folder}"]
         commands.append(command(run, until=False))
     else:
@@ -178,17 +153,13 @@ def next_commands(run: Run) -> list[str]:
 
 
 def command(run: Run, until: bool = True) -> str:
-    """The command that made this run; without `--until`, the one that goes on to the end."""
+    """The command that made this run; without `--until`, the one that carries on to the end."""
     words = ["tokenmill", "run", run.source]
     for text in run.overrides:
         words += ["--set", text]
     if until and run.until:
         words += ["--until", run.until]
     return " ".join(shlex.quote(w) for w in words)
-
-
-def run_artifact(run: Run) -> Any:
-    return lambda name: artifact_of(run, name)
 
 
 def relative(path: Path) -> str:

@@ -3,89 +3,91 @@
     corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─ extend ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
                      └─────────────┘                            └─ evaluate-base ───┘
 
-A new stage is one line here. Nothing in this file runs anything.
+Artifacts have roles in the line (`documents`, `tokens`, `model`, …). A place reads the newest of each role that it
+names and may become the newest of others. A new stage is its own file and one place here, or `register`: its table in
+the recipe, its row in the plan and on the screen, and its page follow from its config and summary classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError, nearest
+from cluster.stage import Step
 
 if TYPE_CHECKING:
-    from cluster.stage import Stage, Step, Workspace
+    from cluster.stage import Stage
     from flows.recipe import Recipe
 
-
-def graph(recipe: Recipe) -> list[Step]:
-    """The steps of a recipe, each after those it reads."""
-    from cluster.align import instruct, rlhf
-    from cluster.data import corpus, filter, pack
-    from cluster.data.tokenizer import tokenizer
-    from cluster.evaluate import evaluate
-    from cluster.release import release
-    from cluster.train import extend
-    from cluster.train import pretrain as train
-
-    line = Line()
-    reading = corpus.CorpusConfig.model_validate(
-        {**recipe.corpus.model_dump(exclude_defaults=True), "sources": recipe.sources}
-    )
-    weights = {source.name: source.weight for source in recipe.sources}
-    pretraining = train.PretrainConfig(model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights)
-
-    raw = line.add("corpus", corpus.STAGE, reading)
-    documents = line.add("filter", filter.STAGE, recipe.filter, corpus=raw)
-    pieces = line.add("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
-    tokens = line.add("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
-    base = line.add("pretrain", train.PRETRAIN, pretraining, tokens=tokens, tokenizer=pieces)
-    if recipe.extend:
-        longer = seeded(recipe.extend, recipe).model_copy(update={"weights": recipe.extend.weights or weights})
-        base = line.add("extend", extend.EXTEND, longer, model=base, tokens=tokens)
-    before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
-    model, after = base, before
-    if recipe.instruct:
-        model = line.add("instruct", instruct.INSTRUCT, seeded(recipe.instruct, recipe), model=model, tokens=tokens)
-    if recipe.rlhf:
-        model = line.add("rlhf", rlhf.RLHF, seeded(recipe.rlhf, recipe), model=model)
-    if model is not base:
-        after = line.add("evaluate", evaluate.STAGE, recipe.evaluate, model=model, tokens=tokens)
-    if recipe.release:
-        named = released(recipe)
-        line.add("release", release.STAGE, named, model=model, base_evaluation=before, evaluation=after)
-    return line.steps
+Roles = Mapping[str, Step]
 
 
-class Line:
-    """Steps in the order they were added."""
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands in the line.
 
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
+    Args:
+        name: the step's.
+        stage: "module:ATTRIBUTE", imported when a graph is made.
+        reads: the roles of its inputs.
+        writes: the roles that its artifact then has.
+        table: the recipe's table with its config; default: its name. A stage without its table is left out.
+        config: what its config is, where it is more than that table with the recipe's seed.
+        wanted: whether it is in the line, given the roles so far.
+    """
 
-    def add(self, name: str, stage: Stage, config: Any, **inputs: Step) -> Step:
-        from cluster.stage import Step
+    name: str
+    stage: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    table: str = ""
+    config: Callable[[Recipe], Any] | None = None
+    wanted: Callable[[Roles], bool] = lambda roles: True
 
-        step = Step(name=name, stage=announced(stage), config=config, inputs=inputs)
-        self.steps.append(step)
-        return step
+    def load(self) -> Stage:
+        module, attribute = self.stage.split(":")
+        return getattr(import_module(module), attribute)
 
-
-def announced(stage: Stage) -> Stage:
-    """The same stage, which tells `context["begin"]` where it works before it begins."""
-
-    def run(ws: Workspace) -> dict:
-        begin = ws.context.get("begin")
-        if begin is not None:
-            begin(stage, ws)
-        return stage.run(ws)
-
-    return replace(stage, run=run)
+    def config_of(self, recipe: Recipe) -> Any:
+        """Its config in a recipe; None: it is left out."""
+        table = getattr(recipe, self.table or self.name)
+        if table is None or self.config is None:
+            return seeded(table, recipe)
+        return self.config(recipe)
 
 
 def seeded(config: Any, recipe: Recipe) -> Any:
-    """With the recipe's seed, unless its table has one of its own."""
-    return config if "seed" in config.model_fields_set else config.model_copy(update={"seed": recipe.seed})
+    """With the recipe's seed if it has one, unless its table says its own."""
+    if config is None or "seed" not in type(config).model_fields or "seed" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"seed": recipe.seed})
+
+
+def reading(recipe: Recipe) -> Any:
+    """`[corpus]` with the recipe's sources."""
+    from cluster.data.corpus import CorpusConfig
+
+    return CorpusConfig.model_validate({**recipe.corpus.model_dump(exclude_defaults=True), "sources": recipe.sources})
+
+
+def weights(recipe: Recipe) -> dict[str, float]:
+    return {source.name: source.weight for source in recipe.sources}
+
+
+def pretraining(recipe: Recipe) -> Any:
+    """`[model]` and `[train]` as one config."""
+    from cluster.train.pretrain import PretrainConfig
+
+    return PretrainConfig(model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights(recipe))
+
+
+def extending(recipe: Recipe) -> Any:
+    """`[extend]` on the sources' weights, unless it has its own."""
+    longer = seeded(recipe.extend, recipe)
+    return longer.model_copy(update={"weights": longer.weights or weights(recipe)})
 
 
 def released(recipe: Recipe) -> Any:
@@ -101,11 +103,71 @@ def released(recipe: Recipe) -> Any:
     )
 
 
+def aligned(roles: Roles) -> bool:
+    """Whether the model has changed since it was evaluated."""
+    return roles["model"] is not roles["evaluation"].inputs["model"]
+
+
+def as_written(table: str) -> Callable[[Recipe], Any]:
+    """The table as it is: its seed, if it has one, is its own."""
+    return lambda recipe: getattr(recipe, table)
+
+
+LINE: list[Place] = [
+    Place("corpus", "cluster.data.corpus:STAGE", (), ("corpus",), config=reading),
+    Place("filter", "cluster.data.filter:STAGE", ("corpus",), ("documents",), config=as_written("filter")),
+    Place(
+        "tokenizer", "cluster.data.tokenizer.tokenizer:STAGE", ("documents",), ("tokenizer",),
+        config=as_written("tokenizer"),
+    ),
+    Place("pack", "cluster.data.pack:STAGE", ("documents", "tokenizer"), ("tokens",), config=as_written("pack")),
+    Place(
+        "pretrain", "cluster.train.pretrain:PRETRAIN", ("tokens", "tokenizer"), ("model",),
+        table="train", config=pretraining,
+    ),
+    Place("extend", "cluster.train.extend:EXTEND", ("model", "tokens"), ("model",), config=extending),
+    Place(
+        "evaluate-base", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("base_evaluation", "evaluation"),
+        table="evaluate", config=as_written("evaluate"),
+    ),
+    Place("instruct", "cluster.align.instruct:INSTRUCT", ("model", "tokens"), ("model",)),
+    Place("rlhf", "cluster.align.rlhf:RLHF", ("model",), ("model",)),
+    Place(
+        "evaluate", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("evaluation",),
+        config=as_written("evaluate"), wanted=aligned,
+    ),
+    Place(
+        "release", "cluster.release.release:STAGE", ("model", "base_evaluation", "evaluation"), ("release",),
+        config=released,
+    ),
+]  # fmt: skip
+
+
+def register(place: Place, after: str) -> None:
+    """Put another stage into the line, after the place named `after`."""
+    names = [p.name for p in LINE]
+    LINE.insert(names.index(after) + 1, place)
+
+
+def graph(recipe: Recipe) -> list[Step]:
+    """The steps of a recipe, each after those it reads. Runs nothing."""
+    steps: list[Step] = []
+    roles: dict[str, Step] = {}
+    for place in LINE:
+        config = place.config_of(recipe)
+        if config is None or not place.wanted(roles):
+            continue
+        step = Step(place.name, place.load(), config, {role: roles[role] for role in place.reads})
+        steps.append(step)
+        roles |= dict.fromkeys(place.writes, step)
+    return steps
+
+
 def until(steps: list[Step], name: str | None) -> list[Step]:
     """`name` and everything it needs, in order; all steps for None.
 
     Raises:
-        ValueError: there is no such step.
+        UserError: there is no such step.
     """
     if name is None:
         return steps

@@ -2,57 +2,25 @@
 
     sources ─ corpus ─ filter ─ tokenizer ─ pack ─ pretrain ─ evaluate ─ instruct ─ rlhf ─ evaluate ─ release
 
-Each arrow is an artifact in the store (flows/graph.py has them all). The store decides what is to be done:
-a task whose artifact is there ends in the state Cached. Retries are for infrastructure faults alone. Stages
-run in the main thread, so that signals reach them.
+Each arrow is an artifact in the store (flows/graph.py has them all). The store decides what is to be done: a task whose
+artifact is there ends in the state Cached. Retries are for infrastructure faults alone. Stages run in the main thread,
+so that signals reach them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, task
+from prefect import Flow, Task, flow
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.errors import Stopped
-from flows import prefect_page as artifacts
+from flows import prefect_page
 from flows.faults import is_infrastructure_fault
 from flows.run import Run
 
 RETRY_SECONDS = [5.0, 30.0]
-_current: Run | None = None  # the run of this process, where the command line has opened one
-
-
-def worth_a_retry(_task: Any, _task_run: Any, state: State) -> bool:
-    """Whether a failed stage is tried again."""
-    if _current is None or _current.stop():
-        return False
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and is_infrastructure_fault(error)
-
-
-@task(
-    persist_result=False,
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=worth_a_retry,
-)
-def stage(name: str) -> State:
-    """One step of the line, by name."""
-    run = _current
-    assert run is not None
-    shown = artifacts.progress(run, name)
-    try:
-        outcome = run.execute(name)
-    except Stopped as stopped:
-        return Cancelled(name="Stopped", message=str(stopped))
-    finally:
-        shown.close()
-    artifacts.report(run, name)
-    words = outcome.artifact.manifest.key
-    return Completed(name="Cached", message=words) if outcome.cached else Completed(message=words)
 
 
 @flow(name="tokenmill", persist_result=False, validate_parameters=True)
@@ -64,10 +32,10 @@ def tokenmill(recipe: str = "demo", overrides: list[str] | None = None, until: s
         overrides: `key=value`, as with --set.
         until: the last stage to run.
     """
-    if _current is not None:
-        return walk(_current)
-    run = Run.open(recipe, overrides or (), until)
-    with here(run), run.stop:
+    from flows.recipe_read import read_recipe
+
+    run = Run.open(read_recipe(recipe, overrides or ()), until)
+    with run.stop:
         try:
             run.start()
             return walk(run)
@@ -75,10 +43,36 @@ def tokenmill(recipe: str = "demo", overrides: list[str] | None = None, until: s
             run.close()
 
 
+def orchestrate(run: Run) -> State:
+    """The same flow for a run that is open and started, on the configured Prefect API or on the embedded one.
+
+    Its parameters are those that the run was opened with: run again from the UI, they give the same.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    url = run.api()
+    if run.stop():
+        run.status = "KILLED"
+        return Cancelled(name="Stopped", message="before the first stage")
+
+    def opened(recipe: str, overrides: list[str], until: str | None) -> State:
+        return walk(run)
+
+    line = Flow(opened, name=tokenmill.name, flow_run_name=run.name, persist_result=False)
+    with temporary_settings({PREFECT_API_URL: url} if url else {}):
+        state: Any = line(run.source, list(run.overrides), run.until, return_state=True)
+        # States and logs travel in the background: let the last ones arrive before the API is ended.
+        EventsWorker.drain_all(timeout=10)
+        APILogWorker.drain_all(timeout=5)
+        return state
+
+
 def walk(run: Run) -> State:
     """The steps in order; the first that fails or is stopped ends the line."""
     for step in run.steps:
-        state = stage.with_options(name=step.name, task_run_name=step.name)(step.name, return_state=True)
+        state: Any = stage_task(run, step.name)(return_state=True)
         if state.is_cancelled():
             run.status = "KILLED"
             return Cancelled(name="Stopped", message=f"{step.name}: {state.message}")
@@ -88,40 +82,36 @@ def walk(run: Run) -> State:
             if isinstance(error, BaseException):
                 run.errors.setdefault(step.name, error)
             return Failed(message=f"{step.name}: {error}")
-    artifacts.closing(run)
+    prefect_page.closing(run)
     return Completed(message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached")
 
 
-class here:
-    """Makes `run` the one that the tasks of this process work on."""
+def stage_task(run: Run, name: str) -> Task:
+    """One step of a run as a task."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def stage() -> State:
+        shown = prefect_page.progress(run, name)
+        try:
+            outcome = run.execute(name)
+        except Stopped as stopped:
+            return Cancelled(name="Stopped", message=str(stopped))
+        finally:
+            shown.close()
+        prefect_page.report(run, name)
+        words = outcome.artifact.manifest.key
+        return Completed(name="Cached", message=words) if outcome.cached else Completed(message=words)
 
-    def __enter__(self) -> Run:
-        global _current
-        _current = self.run
-        return self.run
+    def worth_a_retry(_task: Any, _task_run: Any, state: State) -> bool:
+        error = None if run.stop() else state.result(raise_on_failure=False)
+        return isinstance(error, BaseException) and is_infrastructure_fault(error)
 
-    def __exit__(self, *_: object) -> None:
-        global _current
-        _current = None
-
-
-def orchestrate(run: Run) -> State:
-    """The flow for a run that is open and started, on the configured Prefect API or on the embedded one."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    url = run.api()
-    if run.stop():
-        run.status = "KILLED"
-        return Cancelled(name="Stopped", message="before the first stage")
-    options = tokenmill.with_options(flow_run_name=run.name)
-    with here(run), temporary_settings({PREFECT_API_URL: url} if url else {}):
-        state = options(run.source, list(run.overrides), run.steps[-1].name, return_state=True)
-        # States and logs travel in the background: let the last ones arrive before the API is ended.
-        EventsWorker.drain_all(timeout=10)
-        APILogWorker.drain_all(timeout=5)
-        return state
+    return Task(
+        stage,
+        name=name,
+        task_run_name=name,
+        persist_result=False,
+        cache_policy=NO_CACHE,
+        retries=len(RETRY_SECONDS),
+        retry_delay_seconds=RETRY_SECONDS,
+        retry_condition_fn=worth_a_retry,
+    )

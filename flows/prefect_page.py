@@ -1,25 +1,24 @@
-"""What a person reads in Prefect's UI beside the states: the data report, the loss curve, the evaluation
-table, the progress of the stage at work, the way to the MLflow run. One key for each, so that the UI keeps
-its history.
+"""What a person reads in Prefect's UI beside the states: each stage's report, curve and metrics, the progress of the
+stage at work, the way to the MLflow run. One key for each, so that the UI keeps its history.
 
-None of it is needed by the line: what can't be sent is a warning in the log.
+What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: what
+can't be sent is a warning in the log.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.show import count, duration, facts, size
+from cluster.quantities import duration, size
+from cluster.report import Block, Curve, Numbers, Table, Text
+from cluster.tracking.figures import svg_data_url
 
 if TYPE_CHECKING:
-    from cluster.store.artifact import Artifact
     from flows.run import Run
 
 PROGRESS_SECONDS = 3.0
@@ -77,22 +76,21 @@ class progress:
 
 @never_raises
 def report(run: Run, step: str) -> None:
-    """What one finished step shows."""
+    """What one finished step shows: its report as a page, its curves as images, its metrics as a table."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-    artifact = run.outcomes[step].artifact
-    if artifact.kind in ("corpus", "documents"):
-        create_markdown_artifact(data_report(artifact), key_of(run, step, "report"), facts(artifact))
-    elif artifact.kind == "model":
-        points = loss_curve(artifact)
-        if points:
-            create_markdown_artifact(curve_report(step, points), key_of(run, step, "loss"), facts(artifact))
-            create_image_artifact(svg_url(step, points), key_of(run, step, "curve"), f"{step}: loss by step")
-    elif artifact.kind == "evaluation":
-        rows = [{"metric": k, "value": round(v, 5)} for k, v in sorted(numbers(artifact.summary).items())]
-        create_table_artifact(rows, key_of(run, step, "metrics"), facts(artifact))
-    elif artifact.kind == "release":
-        create_markdown_artifact(release_report(artifact), key_of(run, step, "gate"), facts(artifact))
+    outcome = run.outcomes[step]
+    blocks, words = outcome.summary.report(outcome.artifact), outcome.summary.words()
+    page = [block for block in blocks if not isinstance(block, Numbers)]
+    if page:
+        create_markdown_artifact(markdown(step, page), key_of(run, step, "report"), words)
+    for block in blocks:
+        if isinstance(block, Curve):
+            url = svg_data_url(spec_of(step, block))
+            create_image_artifact(url, key_of(run, step, "curve"), f"{step}: {block.title} by {block.x_label}")
+        elif isinstance(block, Numbers):
+            rows = [{"metric": k, "value": round(v, 5)} for k, v in sorted(block.values.items())]
+            create_table_artifact(rows, key_of(run, step, "metrics"), words)
 
 
 @never_raises
@@ -118,7 +116,7 @@ def closing(run: Run) -> None:
             "time": "" if outcome.cached else duration(outcome.seconds),
             "size": size(outcome.artifact.manifest.size),
             "artifact": outcome.artifact.manifest.key,
-            "result": facts(outcome.artifact),
+            "result": outcome.summary.words(),
         }
         for name, outcome in run.outcomes.items()
     ]
@@ -128,14 +126,19 @@ def closing(run: Run) -> None:
 # --- the texts --------------------------------------------------------------------------------------------
 
 
-def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """A page of text, tables and curves in characters."""
+    parts = [f"# {title}"]
+    for block in blocks:
+        if isinstance(block, Text):
+            parts.append(block.body)
+        elif isinstance(block, Table):
+            parts += [f"## {block.title}", markdown_table(block.columns, block.rows)]
+        elif isinstance(block, Curve):
+            rows = [[f"{x:g}", f"{y:.4f}"] for x, y in thin(block.points, 10)]
+            parts += [f"## {block.title}", f"```\n{text_plot(block.points)}\n```"]
+            parts.append(markdown_table([block.x_label, block.y_label], rows))
+    return "\n\n".join(parts)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -144,62 +147,22 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
-def data_report(artifact: Artifact) -> str:
-    """Documents that came in, and those that did not, by reason."""
-    s = artifact.summary
-    parts = [f"# {artifact.manifest.name}", facts(artifact)]
-    sources = s.get("sources") or {}
-    if sources and all(isinstance(v, Mapping) for v in sources.values()):
-        columns = list(dict.fromkeys(k for v in sources.values() for k in numbers(v)))
-        table = [[name, *(f"{numbers(v).get(c, 0):,.0f}" for c in columns)] for name, v in sorted(sources.items())]
-        parts += ["## By source", markdown_table(["source", *columns], table)]
-    for what in ("quarantined", "removed"):
-        reasons = numbers(s.get(what) or {})
-        if reasons:
-            rows = [[r, f"{n:,.0f}"] for r, n in sorted(reasons.items(), key=lambda item: -item[1])]
-            parts += [f"## {what.capitalize()}, by reason", markdown_table(["reason", "documents"], rows)]
-        elif what in s:
-            parts += [f"Nothing was {what}."]
-    return "\n\n".join(parts)
+def spec_of(step: str, curve: Curve) -> dict[str, Any]:
+    """A curve as a figure's spec, see cluster/tracking/figures.py."""
+    xs, ys = [x for x, _ in curve.points], [y for _, y in curve.points]
+    title = f"{step}: {curve.title}"
+    series = [{"name": curve.title, "x": xs, "y": ys}]
+    return {"title": title, "x_label": curve.x_label, "y_label": curve.y_label, "kind": "line", "series": series}
 
 
-def release_report(artifact: Artifact) -> str:
-    s = artifact.summary
-    gate = s.get("gate") or {}
-    parts = [f"# {s.get('name', '')} version {s.get('version', '')}"]
-    aliases = ", ".join(f"@{a}" for a in s.get("aliases") or []) or "none"
-    parts += [
-        f"Aliases: {aliases}",
-        f"Gate **{'passed' if gate.get('passed') else 'failed'}**: {gate.get('reason', '')}",
-    ]
-    rows = gate.get("metrics") or []
-    if rows:
-        columns = list(rows[0])
-        parts.append(markdown_table(columns, [[r.get(c, "") for c in columns] for r in rows]))
-    return "\n\n".join(parts)
-
-
-def loss_curve(artifact: Artifact) -> list[tuple[int, float]]:
-    """(step, loss) of a model's training, from its events.jsonl."""
-    entry = artifact.manifest.files.get("events.jsonl")
-    if entry is None or entry.size > MAX_READ:
-        return []
-    points: dict[int, float] = {}
-    for line in artifact.read("events.jsonl").splitlines():
-        event = json.loads(line)
-        if event.get("type") == "metrics" and isinstance(event["values"].get("loss"), int | float):
-            points[int(event["step"])] = float(event["values"]["loss"])
-    return sorted(points.items())
-
-
-def thin(points: list[tuple[int, float]], n: int) -> list[tuple[int, float]]:
+def thin(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, float]]:
     """At most n points, each the mean of its neighbours."""
     width = max(1, -(-len(points) // n))
     groups = [points[i : i + width] for i in range(0, len(points), width)]
     return [(g[-1][0], sum(p[1] for p in g) / len(g)) for g in groups]
 
 
-def text_plot(points: list[tuple[int, float]], width: int = 64, height: int = 12) -> str:
+def text_plot(points: Sequence[tuple[float, float]], width: int = 64, height: int = 12) -> str:
     """A curve in characters."""
     points = thin(points, width)
     low, high = min(y for _, y in points), max(y for _, y in points)
@@ -210,30 +173,5 @@ def text_plot(points: list[tuple[int, float]], width: int = 64, height: int = 12
         label = high - span * r / (height - 1)
         lines.append(f"{label:8.3f} │" + "".join("•" if rows[i] == r else " " for i in range(len(points))))
     lines.append(" " * 9 + "└" + "─" * len(points))
-    lines.append(" " * 10 + f"step {points[0][0]} … {points[-1][0]}")
+    lines.append(" " * 10 + f"{points[0][0]:g} … {points[-1][0]:g}")
     return "\n".join(line.rstrip() for line in lines)
-
-
-def curve_report(step: str, points: list[tuple[int, float]]) -> str:
-    shown = thin(points, 10)
-    rows = [[n, f"{y:.4f}"] for n, y in shown]
-    return f"# {step}: loss\n\n```\n{text_plot(points)}\n```\n\n{markdown_table(['step', 'loss'], rows)}"
-
-
-def svg_url(step: str, points: list[tuple[int, float]]) -> str:
-    """The curve as an SVG in a data: URL, so that no server has to keep it."""
-    points = thin(points, 300)
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    first, last = points[0][0], points[-1][0]
-    across, down = 540 / ((last - first) or 1), 250 / ((high - low) or 1)
-    xy = " ".join(f"{50 + across * (x - first):.1f},{20 + down * (high - y):.1f}" for x, y in points)
-    text = 'font-family="sans-serif" font-size="12" fill="#555"'
-    svg = (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 310">'
-        '<rect width="620" height="310" fill="#fff"/>'
-        f'<polyline points="{xy}" fill="none" stroke="#2563eb" stroke-width="2"/>'
-        f'<text x="8" y="24" {text}>{high:.2f}</text><text x="8" y="274" {text}>{low:.2f}</text>'
-        f'<text x="50" y="298" {text}>step {first}</text><text x="540" y="298" {text}>{count(last)}</text>'
-        f'<text x="260" y="16" {text}>{step}: loss</text></svg>'
-    )
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

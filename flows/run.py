@@ -1,9 +1,9 @@
 """One run of the line: its recipe, its steps, what is found in the store, and who is told of each step.
 
-    Run.open(recipe) ─▶ run.found: what is there          nothing started yet
-    with run:                                             starts side by side what the missing steps need
-        run.execute(step)   for each step                 finds or makes it; screen and MLflow are told
-    run.outcomes                                          what came of each
+    Run.open(recipe) ─▶ run.found: what is there          nothing is started yet
+    run.start()                                           starts side by side what the missing steps need
+    run.execute(step)       for each step                 finds or makes it; screen and MLflow hear of it
+    run.close()             run.outcomes                  what came of each
 
 flows/line.py calls `execute` from Prefect tasks; with everything cached, and no server to tell, `execute`
 is called without Prefect.
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.background import Background
 from flows.prefect_server import EmbeddedServer, configured_api
 from flows.show import Screen, screen
 from flows.stop import StopFlag
@@ -57,7 +56,6 @@ class Run:
     errors: dict[str, BaseException] = field(default_factory=dict)
     runs: dict[str, Tracked] = field(default_factory=dict)
     server: EmbeddedServer | None = None
-    background: Background = field(default_factory=Background)
     begun: float = field(default_factory=time.monotonic)
     status: str = "FINISHED"
     listeners: list[Any] = field(default_factory=list)  # called with (step name, done, total, text)
@@ -65,27 +63,22 @@ class Run:
     @classmethod
     def open(
         cls,
-        recipe: str | Recipe,
-        overrides: Sequence[str] = (),
+        recipe: Recipe,
         until: str | None = None,
         console: Console | None = None,
         log: Path | None = None,
     ) -> Run:
-        """Reads the recipe and looks what the store has. Starts nothing.
+        """Looks what the store has of a recipe. Starts nothing.
 
         Raises:
-            RecipeError, ValueError: a wrong recipe, an unknown stage, a source that isn't there.
+            UserError: an unknown stage, a source that isn't there.
         """
         begun = time.monotonic()
         from cluster.session import Session
         from cluster.store.artifact import Artifacts
         from cluster.tracking.tracker import Tracker, locate
         from flows import graph
-        from flows.recipe import read_recipe
 
-        source = recipe if isinstance(recipe, str) else recipe.name
-        if isinstance(recipe, str):
-            recipe = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(recipe), until)
         artifacts = Artifacts(recipe.store.url)
         found = look(steps, artifacts)
@@ -103,10 +96,10 @@ class Run:
             ),
             stop=stop,
             screen=screen(console or Console(), stop),
-            source=source,
+            source=recipe.source,
             until=until,
             recipe=recipe,
-            overrides=tuple(overrides),
+            overrides=tuple(recipe.overrides),
             log=log,
             found=found,
             begun=begun,
@@ -134,7 +127,7 @@ class Run:
             if self.needs_ray:
                 import ray  # noqa: F401
 
-                self.background.start("ray", self.session.ensure)
+                self.session.start()
             import prefect  # noqa: F401
 
             from cluster.tracking.place import import_quietly
@@ -159,7 +152,6 @@ class Run:
             lambda: self.tracker.finish(self.status),  # type: ignore[arg-type]
             lambda: self.session.close(),
             lambda: self.server.stop() if self.server else None,
-            self.background.close,
         ):
             try:
                 end()
@@ -178,7 +170,7 @@ class Run:
             Stopped: Ctrl-C; whatever the stage raised otherwise.
         """
         from cluster.errors import Stopped
-        from cluster.stage import run_step
+        from cluster.stage import Hooks, Surroundings, run_step
 
         step = self.step(name)
         self.stop.install()
@@ -186,14 +178,9 @@ class Run:
             raise Stopped(f"{name} was not begun.")
         self.errors.pop(name, None)
         self.screen.begin(name)
-        context = {
-            "session": self.session,
-            "begin": self._begin,
-            "recipe": self.name,
-            "tracker": self.tracker,
-        }
+        hooks = Hooks(self._begin, self._progress(name), self.stop)
         try:
-            outcome = run_step(step, self.artifacts, progress=self._progress(name), stopping=self.stop, context=context)
+            outcome = run_step(step, self.artifacts, Surroundings(self.session, self.name, hooks))
         except BaseException as error:
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             self.errors[name] = error
@@ -214,19 +201,16 @@ class Run:
             _log.exception("showing %s", name)
         return outcome
 
-    def _begin(self, stage: Stage, ws: Workspace) -> None:
-        """Called by a step that has to be made, once it has its workspace."""
-        if stage.uses_ray:
-            self.background.start("ray", self.session.ensure)
-            self.background.wait("ray", self.stop)
-        self._finish_tracked(ws.step, "FAILED")  # an attempt before this one
+    def _begin(self, stage: Stage, ws: Workspace) -> Tracked:
+        """Opens the run in MLflow of a step that has to be made; an attempt before this one is closed."""
+        self._finish_tracked(ws.step, "FAILED")
         self.runs[ws.step] = self.tracker.stage(
             ws.step,
             ws.fingerprint,
             events_path=ws.out / "events.jsonl",
             params=config_json(ws.config),
         )
-        ws.context["run"] = self.runs[ws.step]
+        return self.runs[ws.step]
 
     def _progress(self, name: str) -> Any:
         def progress(done: float, total: float, text: str) -> None:

@@ -23,83 +23,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cluster.quantities import count, duration
+
 if TYPE_CHECKING:
     from cluster.stage import Outcome
-    from cluster.store.artifact import Artifact
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one stage
-
-
-def size(n: float) -> str:
-    """Bytes for people: 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
-        n /= 1000
-    raise AssertionError
-
-
-def count(n: float) -> str:
-    """A number for people: 999, 12.3k, 4.56M, 1.2B."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(n) >= limit:
-            return f"{n / {'k': 1e3}.get(unit, limit):.3g}{unit}"
-    return f"{n:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3m 05s, 2h 10m."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
-
-
-def facts(artifact: Artifact) -> str:
-    """What an artifact is, in a few words, from its summary."""
-    s: dict[str, Any] = artifact.summary
-    words: list[str] = []
-    if artifact.kind in ("corpus", "documents") and "documents" in s:
-        words.append(f"{count(s['documents'])} documents, {size(s.get('bytes', 0))}")
-        for name in ("quarantined", "removed"):
-            lost = s.get(name) or {}
-            if lost:
-                words.append(f"{count(_total(lost))} {name}")
-    elif artifact.kind == "tokenizer" and "vocab_size" in s:
-        words.append(f"{count(s['vocab_size'])} pieces")
-        rates = s.get("bytes_per_token") or {}
-        if isinstance(rates, dict) and rates:
-            shown = ", ".join(f"{k} {v:.2f}" for k, v in rates.items() if isinstance(v, int | float))
-            words.append(f"bytes per token: {shown}")
-    elif artifact.kind == "tokens" and "tokens" in s:
-        words.append(f"{count(_total(s['tokens']))} tokens")
-    elif artifact.kind == "model":
-        if s.get("parameters"):
-            words.append(f"{count(s['parameters'])} parameters")
-        if isinstance(s.get("loss"), int | float):
-            words.append(f"loss {s['loss']:.3f}")
-        if isinstance(s.get("tokens_per_second"), int | float):
-            words.append(f"{count(s['tokens_per_second'])} tok/s")
-        if s.get("resumed_from"):
-            words.append(f"went on from step {s['resumed_from']}")
-    elif artifact.kind == "evaluation" and "bpb" in s:
-        words.append(f"{at_most(s)}{s['bpb']:.3f} bits per byte")
-    elif artifact.kind == "release" and "version" in s:
-        words.append(f"{s.get('name', '')} version {s['version']}")
-    return ", ".join(words)
-
-
-def at_most(metrics: dict[str, Any]) -> str:
-    """What to write before an evaluation's bits per byte: "≤ " if they are a bound."""
-    return "≤ " if "bpb_bound_error" in metrics else ""
-
-
-def _total(value: Any) -> float:
-    if isinstance(value, dict):
-        return sum(_total(v) for v in value.values())
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 class Screen:
@@ -130,7 +59,7 @@ class Screen:
         self.note(f"{self._step}  {count(done)}/{count(total)}{share}  {text}{left}")
 
     def end(self, step: str, outcome: Outcome) -> None:
-        words = facts(outcome.artifact)
+        words = outcome.summary.words()
         how = "cached" if outcome.cached else duration(outcome.seconds)
         mark = "=" if outcome.cached else "✓"
         self.line(f"{mark} {step:<14} {how:>8}  {words}", "dim" if outcome.cached else "")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cluster.session import ClusterConfig, Session
-from cluster.stage import run_step
+from cluster.stage import Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from flows.graph import graph, until
-from flows.recipe import read_recipe
+from flows.recipe_read import read_recipe
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "flows" / "recipes").glob("*.toml"))
 TINY = [
@@ -38,7 +38,7 @@ def session() -> Iterator[Session]:
         patch.setenv("RAY_TMPDIR", folder)  # not pytest's, which is too long for a socket's name
         (Path(folder) / "ray").mkdir()
         (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # what `ray start --head` writes
-        session = Session(ClusterConfig(workers=0)).ensure()
+        session = Session(ClusterConfig(workers=0))
         yield session
         session.close()
 
@@ -67,7 +67,7 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
     recipe = read_recipe(name, tiny)
     assert recipe.name == written.name and recipe.model.pattern == written.model.pattern
     for step in until(graph(recipe), "extend" if recipe.extend else "pretrain"):
-        artifact = run_step(step, artifacts, context={"session": session}).artifact
+        artifact = run_step(step, artifacts, Surroundings(session)).artifact
         if step.name == "pretrain":
             loss = curve(artifact)
             assert len(loss) == 30

@@ -9,14 +9,17 @@ Examples come from JSON-lines files ({"messages": [{"role", "content"}, …]}) o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.examples import examples
 from cluster.stage import Stage, Workspace
+from cluster.train.cost import training_cost
 from cluster.train.fit import Worker, fit
 from cluster.train.pretrain import batch_for, export_model, numbers, progress, run_trainer, targets_ahead
+from cluster.train.summary import TrainingSummary
 from model.train_config import TrainConfig
 
 CANVAS = 64  # tokens that an answer may leave unused of the length it is given, as far as is trained
@@ -33,11 +36,21 @@ class InstructConfig(BaseModel):
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class InstructSummary(TrainingSummary):
+    """How many chat examples there were, were cut, were left out; and the rows that they fill."""
+
+    examples: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    rows: int = 0
+
+
 def external(config: InstructConfig) -> dict[str, str]:
     return {f"data:{url}": examples.digest(url) for url in config.data}
 
 
-def run_instruct(ws: Workspace) -> dict:
+def run_instruct(ws: Workspace) -> InstructSummary:
     """Fine-tune the input model. Writes a model artifact."""
     config: InstructConfig = ws.config
     result = fit(
@@ -46,7 +59,7 @@ def run_instruct(ws: Workspace) -> dict:
         {"config": config, "model": ws.inputs["model"], "tokens": ws.inputs["tokens"]},
         progress(ws, config.train.steps),
     )
-    return export_model(ws, ws.inputs["model"].path(), result)
+    return InstructSummary.read(export_model(ws, ws.inputs["model"].path(), result))
 
 
 def instruct_worker(worker: Worker, payload: dict) -> dict:
@@ -82,4 +95,6 @@ def instruct_worker(worker: Worker, payload: dict) -> dict:
     return summary | counts
 
 
-INSTRUCT = Stage(name="instruct", kind="model", version=1, config=InstructConfig, run=run_instruct, external=external)
+INSTRUCT = Stage(
+    "instruct", "model", 1, InstructConfig, run_instruct, InstructSummary, external=external, cost=training_cost
+)

@@ -11,7 +11,9 @@ ever trained on. The loop is model/trainer.py again: a rollout is a batch, made 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,10 +23,13 @@ from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.train.fit import Worker, fit
 from cluster.train.pretrain import export_model, progress, run_trainer
+from cluster.train.summary import TrainingSummary
 from model.config import ModelConfig
 from model.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from cluster.cost import Cost, Machine
+    from cluster.stage import Step
     from model.objectives.policy import PolicyConfig
 
 # method -> fields of model.objectives.policy.PolicyConfig; see there for the papers
@@ -91,15 +96,50 @@ class RlhfConfig(BaseModel):
         )
 
 
+BEFORE, AFTER = "_before", "_after"
+
+
+@dataclass(frozen=True)
+class RlhfSummary(TrainingSummary):
+    """The held-out scores before and after, by name, and the items that they are of."""
+
+    train_items: int = 0
+    heldout_items: int = 0
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        flat = super().values()
+        before, after = flat.pop("before"), flat.pop("after")
+        return flat | {f"{n}{BEFORE}": v for n, v in before.items()} | {f"{n}{AFTER}": v for n, v in after.items()}
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        scores = {
+            name: {k.removesuffix(end): float(v) for k, v in values.items() if k.endswith(end)}
+            for name, end in (("before", BEFORE), ("after", AFTER))
+        }
+        return super().read({**values, **scores})
+
+    def closing(self) -> Sequence[str]:
+        """What reinforcement learning changed on tasks that it never trained on."""
+        return [
+            f"rlhf: {name.replace('_', ' ')} {before:.3f} → {self.after[name]:.3f} "
+            f"({self.after[name] - before:+.3f}) on {self.heldout_items} held-out prompts"
+            for name, before in self.before.items()
+            if name in self.after
+        ]
+
+
 def external(config: RlhfConfig) -> dict[str, str]:
     return {f"data:{url}": examples.digest(url) for url in (*config.data, *config.heldout)}
 
 
-def run_rlhf(ws: Workspace) -> dict:
+def run_rlhf(ws: Workspace) -> RlhfSummary:
     """Optimise the input model. Writes a model artifact; the summary has the held-out score before and after."""
     config: RlhfConfig = ws.config
     result = fit(ws, rlhf_worker, {"config": config, "model": ws.inputs["model"]}, progress(ws, config.train.steps))
-    return export_model(ws, ws.inputs["model"].path(), result)
+    return RlhfSummary.read(export_model(ws, ws.inputs["model"].path(), result))
 
 
 def rlhf_worker(worker: Worker, payload: dict) -> dict:
@@ -170,4 +210,10 @@ def one_in_ten(item: dict) -> bool:
     return text_hash(asked(item), "heldout") % 10 == 0
 
 
-RLHF = Stage(name="rlhf", kind="model", version=1, config=RlhfConfig, run=run_rlhf, external=external)
+def cost(step: Step, machine: Machine) -> Cost:
+    from cluster.align.cost import rlhf_cost
+
+    return rlhf_cost(step, machine)
+
+
+RLHF = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=cost)

@@ -23,6 +23,7 @@ from cluster.data.readers import installed
 from cluster.data.readers.sources import Source, find_files, plan, read_part
 from cluster.data.shards import ShardWriter
 from cluster.data.streaming import stream
+from cluster.data.summaries import CorpusSummary
 from cluster.errors import Stopped, UserError
 from cluster.stage import Stage
 
@@ -101,7 +102,7 @@ class _Tally:
         return count
 
 
-def run(workspace: Workspace) -> dict[str, Any]:
+def run(workspace: Workspace) -> CorpusSummary:
     """Read all sources into the workspace.
 
     Raises:
@@ -193,7 +194,7 @@ def _check_source(source: Source, tally: _Tally) -> None:
 
 def _summary(
     workspace: Workspace, writer: ShardWriter, plans: dict[str, Any], tallies: dict[str, _Tally]
-) -> dict[str, Any]:
+) -> CorpusSummary:
     quarantined: Counter[str] = Counter()
     for tally in tallies.values():
         quarantined.update(tally.quarantined)
@@ -217,13 +218,13 @@ def _summary(
             "corpus/quarantined": float(quarantined.total()),
         },
     )
-    return {
-        "documents": writer.documents,
-        "bytes": writer.bytes,
-        "shards": writer.shards,
-        "quarantined": dict(sorted(quarantined.items())),
-        "sources": sources,
-    }
+    return CorpusSummary(
+        documents=writer.documents,
+        bytes=writer.bytes,
+        shards=writer.shards,
+        sources=sources,
+        quarantined=dict(sorted(quarantined.items())),
+    )
 
 
-STAGE = Stage(name="corpus", kind="corpus", version=1, config=CorpusConfig, run=run, external=external)
+STAGE = Stage("corpus", "corpus", 1, CorpusConfig, run, CorpusSummary, external=external)

@@ -21,6 +21,7 @@ from cluster.data.filters.normalise import Normalisation
 from cluster.data.filters.rules import RuleSet, Thresholds
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
 from cluster.data.streaming import stream
+from cluster.data.summaries import FilterSummary
 from cluster.errors import Stopped, UserError, did_you_mean
 from cluster.stage import Stage
 
@@ -86,7 +87,7 @@ def check_sources(config: FilterConfig, sources: list[str]) -> None:
                 )
 
 
-def run(workspace: Workspace) -> dict[str, Any]:
+def run(workspace: Workspace) -> FilterSummary:
     """Filter the input `corpus` into the workspace."""
     config: FilterConfig = workspace.config
     corpus = workspace.inputs["corpus"]
@@ -260,7 +261,7 @@ class _Tally:
         columns = {name: pa.array(values, pa.string()) for name, values in self.removed.items()}
         pq.write_table(pa.table(columns).sort_by("id"), path, compression="zstd")
 
-    def summary(self, workspace: Workspace, writer: ShardWriter) -> dict[str, Any]:
+    def summary(self, workspace: Workspace, writer: ShardWriter) -> FilterSummary:
         removed = Counter(self.removed["reason"])
         by = Counter(zip(self.removed["source"], self.removed["reason"], strict=True))
         sources = {
@@ -275,13 +276,13 @@ class _Tally:
         events.table("removed", ["source", "reason", "documents"], [[s, r, n] for (s, r), n in sorted(by.items())])
         counts = {"documents": writer.documents, "bytes": writer.bytes, "removed": removed.total()}
         events.metrics(0, {f"filter/{name}": float(value) for name, value in counts.items()})
-        return {
-            "documents": writer.documents,
-            "bytes": writer.bytes,
-            "shards": writer.shards,
-            "removed": dict(sorted(removed.items())),
-            "sources": sources,
-        }
+        return FilterSummary(
+            documents=writer.documents,
+            bytes=writer.bytes,
+            shards=writer.shards,
+            sources=sources,
+            removed=dict(sorted(removed.items())),
+        )
 
 
-STAGE = Stage(name="filter", kind="documents", version=1, config=FilterConfig, run=run)
+STAGE = Stage("filter", "documents", 1, FilterConfig, run, FilterSummary)

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.parallel import documents, ordered, start_ray, stop_check, text_hash
+from cluster.data.summaries import TokensSummary
 from cluster.stage import Stage, Workspace
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class PackConfig(BaseModel):
     shard_mb: float = Field(256.0, gt=0, description="size of a token file")
 
 
-def run_pack(ws: Workspace) -> dict:
+def run_pack(ws: Workspace) -> TokensSummary:
     """Tokenize all documents on Ray and write them in their order."""
     from cluster.data.shards import row_groups
     from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -90,13 +91,13 @@ def run_pack(ws: Workspace) -> dict:
     return summarise(splits)
 
 
-def summarise(splits: dict) -> dict:
+def summarise(splits: dict) -> TokensSummary:
     """Counts of each source and split, and of all."""
     counted = ("documents", "tokens", "bytes")
     sources = {s: {split: {k: parts[split][k] for k in counted} for split in SPLITS} for s, parts in splits.items()}
     total = {k: sum(parts["train"][k] for parts in sources.values()) for k in counted}
     held = {f"validation_{k}": sum(parts["validation"][k] for parts in sources.values()) for k in counted}
-    return {**total, **held, "sources": sources}
+    return TokensSummary(**total, **held, sources=sources)
 
 
 class Survey(NamedTuple):
@@ -259,4 +260,4 @@ class SplitWriter:
         self._lengths, self._sizes, self._open = [], [], 0
 
 
-STAGE = Stage(name="pack", kind="tokens", version=1, config=PackConfig, run=run_pack)
+STAGE = Stage("pack", "tokens", 1, PackConfig, run_pack, TokensSummary)

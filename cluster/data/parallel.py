@@ -98,9 +98,7 @@ def unwrap(reference: Any) -> Any:
 
 def start_ray(ws: Workspace) -> None:
     """Ray, where the run's session has not started it yet."""
-    session = ws.context.get("session")
-    if session is not None:
-        session.ensure()
+    ws.session.ensure()
 
 
 def stop_check(ws: Workspace) -> Callable[[], None]:

@@ -24,11 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.examples import examples
 from cluster.data.parallel import unwrap
+from cluster.evaluate.summary import BOUND_ERROR, EvaluationSummary
 from cluster.evaluate.tasks import sample, score_task
 from cluster.stage import Stage, Workspace
 from model.generate.unmasking import Unmasking
-
-BOUND_ERROR = "bpb_bound_error"  # present where bpb is a bound
 
 
 class TaskConfig(BaseModel):
@@ -64,13 +63,12 @@ def external(config: EvaluateConfig) -> dict[str, str]:
     return {f"task:{task.name}": examples.digest(task.data) for task in config.tasks}
 
 
-def run_evaluate(ws: Workspace) -> dict:
+def run_evaluate(ws: Workspace) -> EvaluationSummary:
     """Writes metrics.json (flat) and samples.json; the summary is the flat metrics."""
     import ray
 
     config: EvaluateConfig = ws.config
     model, tokens = ws.inputs["model"], ws.inputs["tokens"]
-    ws.context["session"].ensure()
     sources = sorted(json.loads((tokens.path() / "index.json").read_text())["sources"])
     parts: list[tuple[str, Any, tuple]] = [("bpb", score_source, (model, tokens, name, config)) for name in sources]
     parts += [("task", score_task, (model, task, config)) for task in config.tasks]
@@ -100,7 +98,7 @@ def run_evaluate(ws: Workspace) -> dict:
     if samples:
         ws.events.table("samples", ["prompt", "completion"], [[s["prompt"], s["completion"]] for s in samples])
     bpb_figure(ws, sorted(scores, key=lambda s: s["source"]))
-    return metrics
+    return EvaluationSummary(metrics)
 
 
 def summarise(scores: list[dict]) -> dict[str, float]:
@@ -187,4 +185,4 @@ def bpb_figure(ws: Workspace, scores: list[dict]) -> None:
     ws.events.figure(f"{ws.step}_bits_per_byte", {**spec, "kind": "bar", "series": series})
 
 
-STAGE = Stage(name="evaluate", kind="evaluation", version=1, config=EvaluateConfig, run=run_evaluate, external=external)
+STAGE = Stage("evaluate", "evaluation", 1, EvaluateConfig, run_evaluate, EvaluationSummary, external=external)

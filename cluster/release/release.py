@@ -24,6 +24,7 @@ from cluster.identity import how
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.release.gate import GateMetric, Requirement, Verdict, judge
 from cluster.release.package import count_parameters, register
+from cluster.release.summary import ReleaseSummary
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
 from cluster.tracking.place import Place, answering, connect, experiment_id, locate
@@ -46,7 +47,7 @@ class ReleaseConfig(BaseModel):
     experiment: str | None = how(None, description="default: [tracking] experiment")
 
 
-def run_release(ws: Workspace) -> dict:
+def run_release(ws: Workspace) -> ReleaseSummary:
     """Register, judge, promote. Writes release.json; the summary is the same.
 
     Inputs: model; evaluation, whose summary the gate judges; base_evaluation, shown beside it.
@@ -62,7 +63,7 @@ def run_release(ws: Workspace) -> dict:
         return _release(ws, config, place)
 
 
-def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> dict:
+def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> ReleaseSummary:
     client = connect(place.uri)
     registry = Registry(place)
     metrics = _numbers(ws.inputs["evaluation"].summary)
@@ -75,18 +76,18 @@ def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> dict:
     ws.progress(2, 3, "passed" if verdict.passed else "failed")
     _describe(client, version, ws, metrics, verdict)
     final = registry.get(version.uri)
-    result = {
-        "name": final.name,
-        "version": final.version,
-        "aliases": list(final.aliases),
-        "uri": f"models:/{final.name}@{CHAMPION}" if CHAMPION in final.aliases else final.uri,
-        "gate": {"passed": verdict.passed, "reason": verdict.reason, "metrics": verdict.rows},
-        "parameters": final.parameters,
-    }
-    (ws.out / "release.json").write_text(json.dumps(result, indent=1))
+    result = ReleaseSummary(
+        name=final.name,
+        version=final.version,
+        aliases=list(final.aliases),
+        uri=f"models:/{final.name}@{CHAMPION}" if CHAMPION in final.aliases else final.uri,
+        gate={"passed": verdict.passed, "reason": verdict.reason, "metrics": verdict.rows},
+        parameters=final.parameters,
+    )
+    (ws.out / "release.json").write_text(json.dumps(result.values(), indent=1))
     columns = ["metric", "value", "champion", "verdict"]
     ws.events.table("gate", columns, [[r[c] for c in columns] for r in verdict.rows])
-    ws.progress(3, 3, result["uri"])
+    ws.progress(3, 3, result.uri)
     return result
 
 
@@ -111,9 +112,8 @@ def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: 
 
 
 def _run_id(ws: Workspace, client: MlflowClient) -> str:
-    """The stage's run in MLflow: context["run"], a tracking.Run; without one, a run of its own."""
-    run = ws.context.get("run")
-    run_id = run.wait_run_id() if run is not None else ""
+    """The stage's run in MLflow: without one, a run of its own."""
+    run_id = ws.tracked.wait_run_id() if ws.tracked is not None else ""
     if run_id:
         return run_id
     config: ReleaseConfig = ws.config
@@ -131,7 +131,7 @@ def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, s
     return {
         f"{TAG}fingerprint": ws.fingerprint,
         f"{TAG}model": model.fingerprint,
-        f"{TAG}recipe": str(ws.context.get("recipe", "")),
+        f"{TAG}recipe": ws.recipe,
         f"{TAG}store": ws.artifacts.store.url,
         f"{TAG}lineage": json.dumps(lineage),
         f"{TAG}metrics": json.dumps(metrics),
@@ -241,6 +241,7 @@ STAGE = Stage(
     version=1,
     config=ReleaseConfig,
     run=run_release,
+    summary=ReleaseSummary,
     still_valid=still_valid,
     uses_ray=False,
 )

@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
+from cluster.train.cost import training_cost
 from cluster.train.fit import Worker, fit
 from cluster.train.pretrain import export_model, progress, train_on_text
+from cluster.train.summary import TrainingSummary
 from model.config import ModelConfig
 from model.part_configs import RopeScaling
 from model.train_config import TrainConfig
@@ -31,6 +33,10 @@ class ExtendConfig(BaseModel):
     train: TrainConfig = TrainConfig(steps=100, lr=2e-4, warmup_steps=10)
     seed: int = 0
     weights: dict[str, float] = Field(default_factory=dict, description="share of each source; empty: by size")
+
+    def extended(self, model: ModelConfig) -> ModelConfig:
+        """See `extended`."""
+        return extended(model, self)
 
 
 def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
@@ -51,12 +57,12 @@ def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
     )
 
 
-def run_extend(ws: Workspace) -> dict:
+def run_extend(ws: Workspace) -> TrainingSummary:
     """Train the input model on at its new length. Writes a model artifact."""
     config: ExtendConfig = ws.config
     payload = {"config": config, "model": ws.inputs["model"], "tokens": ws.inputs["tokens"]}
     result = fit(ws, extend_worker, payload, progress(ws, config.train.steps))
-    return export_model(ws, ws.inputs["model"].path(), result)
+    return TrainingSummary.read(export_model(ws, ws.inputs["model"].path(), result))
 
 
 def extend_worker(worker: Worker, payload: dict) -> dict:
@@ -70,4 +76,4 @@ def extend_worker(worker: Worker, payload: dict) -> dict:
     return train_on_text(worker, model, payload["tokens"].path(), config)
 
 
-EXTEND = Stage(name="extend", kind="model", version=1, config=ExtendConfig, run=run_extend)
+EXTEND = Stage("extend", "model", 1, ExtendConfig, run_extend, TrainingSummary, cost=training_cost)

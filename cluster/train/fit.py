@@ -184,7 +184,7 @@ def fit(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    session = ws.context["session"].ensure()
+    session = ws.session
     workers, use_gpu, cpus = session.workers()
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     log = ws.out / EVENTS

@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
+from cluster.train.cost import training_cost
 from cluster.train.fit import EVENTS, Worker, fit
+from cluster.train.summary import TrainingSummary
 from model.config import ModelConfig
 from model.train_config import TrainConfig
 
@@ -41,12 +43,12 @@ class PretrainConfig(BaseModel):
     weights: dict[str, float] = Field(default_factory=dict, description="share of each source; empty: by size")
 
 
-def run_pretrain(ws: Workspace) -> dict:
+def run_pretrain(ws: Workspace) -> TrainingSummary:
     """Train from scratch on the packed tokens. Writes a model artifact (see `export_model`)."""
     config: PretrainConfig = ws.config
     payload = {"config": config, "tokens": ws.inputs["tokens"], "tokenizer": ws.inputs["tokenizer"]}
     result = fit(ws, pretrain_worker, payload, progress(ws, config.train.steps))
-    return export_model(ws, ws.inputs["tokenizer"].path(), result)
+    return TrainingSummary.read(export_model(ws, ws.inputs["tokenizer"].path(), result))
 
 
 def pretrain_worker(worker: Worker, payload: dict) -> dict:
@@ -246,4 +248,4 @@ def progress(ws: Workspace, steps: int) -> Callable[[dict], None]:
     return listen
 
 
-PRETRAIN = Stage(name="pretrain", kind="model", version=1, config=PretrainConfig, run=run_pretrain)
+PRETRAIN = Stage("pretrain", "model", 1, PretrainConfig, run_pretrain, TrainingSummary, cost=training_cost)

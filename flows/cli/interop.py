@@ -78,8 +78,8 @@ def bytes_of(text: str) -> int:
 
 
 def show(title: str, done: Converted, more: dict[str, str], console: Any) -> None:
+    from cluster.quantities import count
     from flows.closing import plain_table, put
-    from flows.show import count
 
     same = done.dtype == "float32"
     table = plain_table(title)

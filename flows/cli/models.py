@@ -51,8 +51,8 @@ def all_models(registry: Registry, console: Any) -> None:
 def versions_table(name: str, versions: list[Version], console: Any) -> None:
     from rich.markup import escape
 
+    from cluster.evaluate.summary import at_most
     from flows.closing import plain_table, put
-    from flows.show import at_most
 
     known = {m for v in versions for m in v.metrics}
     metrics = [*sorted(known & {"bpb"}), *sorted(m for m in known if m.startswith("task/"))]
@@ -70,8 +70,8 @@ def versions_table(name: str, versions: list[Version], console: Any) -> None:
 def one_version(v: Version, console: Any) -> None:
     from rich.text import Text
 
+    from cluster.quantities import count
     from flows.closing import plain_table, put
-    from flows.show import count
 
     head = plain_table(f"{v.name} version {v.version}")
     head.add_column("")

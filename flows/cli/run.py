@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from flows.recipe import Recipe
     from flows.run import Run
 
 
@@ -38,14 +39,14 @@ def run(
     if plan:
         return show_plan(recipe, overrides, until)
     from flows.quiet import log_path, quiet
-    from flows.recipe import read_recipe
+    from flows.recipe_read import read_recipe
 
     with told():
         read = read_recipe(recipe, overrides)
-    path = log_path(read.store.url, read.name)
+        path = log_path(read.store.url, read.name)
     with quiet(path) as console:
         _log()
-        code = go(recipe, overrides, until, console, path)
+        code = go(read, until, console, path)
     if code:
         raise typer.Exit(code)
     return None
@@ -62,7 +63,7 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     from cluster.tracking.place import locate
     from flows import graph, plan
     from flows.quiet import PLAIN_WIDTH
-    from flows.recipe import read_recipe
+    from flows.recipe_read import read_recipe
 
     with told():
         read = read_recipe(recipe, overrides)
@@ -74,12 +75,12 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
         plan.show(read, steps, Artifacts(read.store.url), console)
 
 
-def go(recipe: str, overrides: list[str], until: str | None, console: Console, log: Path) -> int:
+def go(recipe: Recipe, until: str | None, console: Console, log: Path) -> int:
     """The whole run, with all its endings. Returns the exit code."""
     from flows.run import Run
 
     try:
-        run = Run.open(recipe, overrides, until, console, log)
+        run = Run.open(recipe, until, console, log)
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)

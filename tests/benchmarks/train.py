@@ -26,7 +26,7 @@ from cluster.data.readers.sources import Source
 from cluster.data.rows import TokenRows
 from cluster.data.tokenizer import tokenizer
 from cluster.session import ClusterConfig, Session
-from cluster.stage import Step, run_step
+from cluster.stage import Step, Surroundings, run_step
 from cluster.store.artifact import Artifact, Artifacts
 from cluster.train.fit import EVENTS
 from cluster.train.pretrain import PRETRAIN, PretrainConfig
@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
     config = TrainConfig(steps=args.steps, batch_size=16, seq_len=256, lr=1e-3, warmup_steps=5)
-    session = Session(ClusterConfig(workers=args.workers)).ensure()
+    session = Session(ClusterConfig(workers=args.workers))
+    session.ensure()
     platform, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
         artifacts = Artifacts(folder)
@@ -109,16 +110,16 @@ def main() -> None:
         texts = Step("corpus", corpus.STAGE, corpus.CorpusConfig(sources=(source,)), {})
         pieces = Step("tokenizer", tokenizer.STAGE, tokenizer.TokenizerConfig(vocab_size=4096), {"documents": texts})
         packed = Step("pack", pack.STAGE, pack.PackConfig(), {"documents": texts, "tokenizer": pieces})
-        context = {"session": session}
-        tokens = run_step(packed, artifacts, context=context).artifact
-        vocab = run_step(pieces, artifacts, context=context).artifact.summary["vocab_size"]
+        around = Surroundings(session)
+        tokens = run_step(packed, artifacts, around).artifact
+        vocab = run_step(pieces, artifacts, around).artifact.summary["vocab_size"]
         threads = max(1, int(session.workers()[2]))
         size = config.batch_size * config.seq_len
         for round_ in range(args.rounds):
             bare += bare_seconds(tokens, vocab, config, args.workers, threads)
             stage = PretrainConfig(model=MODEL, train=config, seed=round_)
             step = Step("pretrain", PRETRAIN, stage, {"tokens": packed, "tokenizer": pieces})
-            platform += platform_seconds(run_step(step, artifacts, context=context).artifact, size)
+            platform += platform_seconds(run_step(step, artifacts, around).artifact, size)
             rates = [size / statistics.median(seconds) for seconds in (platform, bare)]
             print("after round {}: Ray Train {:,.0f} tok/s, bare {:,.0f} tok/s".format(round_, *rates), flush=True)
     session.close()

@@ -11,10 +11,11 @@ import pytest
 from tiny_stage import Config, line, stage
 
 from cluster.errors import Stopped
-from cluster.stage import Step, find, fingerprint, run_step
+from cluster.stage import Hooks, Step, Surroundings, find, fingerprint, run_step
 from cluster.store import folder as folder_module
 from cluster.store import open_store
 from cluster.store.artifact import Artifacts, Corrupt
+from tests.given_summary import Given
 
 
 def test_a_step_runs_once_and_is_then_found(store_url):
@@ -158,14 +159,13 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint(store_url, tmp_path):
             if ws.stopping():
                 raise Stopped(f"at step {step}")
         (ws.out / "text").write_text("done")
-        return {"begun_at": begin}
+        return Given({"begun_at": begin})
 
     seen = []
     artifacts = Artifacts(store_url)
     with pytest.raises(Stopped, match="at step 3"):
-        run_step(
-            line(run=train), artifacts, progress=lambda done, total, text: seen.append(done), stopping=lambda: 3 in seen
-        )
+        hooks = Hooks(progress=lambda done, total, text: seen.append(done), stopping=lambda: 3 in seen)
+        run_step(line(run=train), artifacts, Surroundings(hooks=hooks))
     outcome = run_step(line(run=train), Artifacts(store_url))
     assert outcome.artifact.summary == {"begun_at": 2}
     assert list(artifacts.store.list("work")) == []  # its checkpoints have served
@@ -178,7 +178,7 @@ def test_force_makes_it_again_from_the_start_and_keeps_the_old_one_aside(store_u
     def other(ws):
         assert ws.checkpoints.latest() is None
         (ws.out / "text").write_text("other")
-        return {}
+        return Given()
 
     outcome = run_step(line(run=other), artifacts, force=True)
     assert not outcome.cached and (outcome.artifact.path() / "text").read_text() == "other"
@@ -200,7 +200,7 @@ def test_what_no_longer_holds_is_made_again(store_url):
     def register(ws):
         holds[0] = True
         (ws.out / "text").write_text("registered again")
-        return {}
+        return Given()
 
     again = Step("release", stage(register, name="release", still_valid=lambda a, c: holds[0]), Config(), {})
     holds[0] = False
@@ -212,7 +212,7 @@ def test_a_summary_is_kept_as_strict_json(tmp_path):
     import numpy as np
 
     def run(ws):
-        return {"loss": float("nan"), "count": np.int64(3), "rates": (1, np.float32(0.5))}
+        return Given({"loss": float("nan"), "count": np.int64(3), "rates": (1, np.float32(0.5))})
 
     made = run_step(Step("s", stage(run), Config(), {}), Artifacts(tmp_path)).artifact
     assert made.summary == {"loss": "nan", "count": 3, "rates": [1, 0.5]}
@@ -222,7 +222,7 @@ def test_a_summary_is_kept_as_strict_json(tmp_path):
 def test_wrong_uses_are_named():
     with pytest.raises(ValueError, match="'x' needs a Config, not a dict"):
         Step("x", stage(), {}, {})
-    with pytest.raises(TypeError, match="a summary is a dict"):
+    with pytest.raises(TypeError, match="its summary is a Given"):
         run_step(Step("x", stage(lambda ws: None), Config(), {}), Artifacts("/nonexistent/never"), force=False)
 
 

@@ -8,6 +8,7 @@ from tiny_model import make_model
 
 from cluster.release.release import STAGE, ReleaseConfig
 from cluster.stage import Stage, Step, Workspace
+from tests.given_summary import Given
 
 GATE = ({"metric": "bpb", "mode": "min"}, {"metric": "reward", "mode": "max", "max_regression": 0.1})
 
@@ -21,19 +22,19 @@ class EvaluationConfig(BaseModel):
     reward: float = 0.5
 
 
-def _model(ws: Workspace) -> dict:
+def _model(ws: Workspace) -> Given:
     make_model(ws.out, ws.config.seed)
     (ws.out / "train.json").write_text("{}")  # an artifact's file that the registered model doesn't need
-    return {"loss": 1.0}
+    return Given({"loss": 1.0})
 
 
-def _evaluation(ws: Workspace) -> dict:
+def _evaluation(ws: Workspace) -> Given:
     Path(ws.out / "metrics.json").write_text(json.dumps({}))
-    return {"bpb": ws.config.bpb, "bpb/prose": ws.config.bpb + 0.1, "reward": ws.config.reward}
+    return Given({"bpb": ws.config.bpb, "bpb/prose": ws.config.bpb + 0.1, "reward": ws.config.reward})
 
 
-MODEL = Stage("pretrain", "model", 1, ModelConfig, _model)
-EVALUATE = Stage("evaluate", "evaluation", 1, EvaluationConfig, _evaluation)
+MODEL = Stage("pretrain", "model", 1, ModelConfig, _model, Given, uses_ray=False)
+EVALUATE = Stage("evaluate", "evaluation", 1, EvaluationConfig, _evaluation, Given, uses_ray=False)
 
 
 def release_step(bpb: float = 2.0, reward: float = 0.5, seed: int = 0, **config) -> Step:

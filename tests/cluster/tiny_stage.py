@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, Field
 
 from cluster.stage import Stage, Step, how
+from tests.given_summary import Given
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,25 @@ class Config(BaseModel):
     workers: int = how(2, ge=1)
 
 
-def write_text(ws) -> dict:
+def write_text(ws) -> Given:
     (ws.out / "text").write_text(ws.config.text + "".join((a.path() / "text").read_text() for a in ws.inputs.values()))
     ws.events.metrics(1, {"loss": 0.5})
-    return {"length": len(ws.config.text), "devices": 3}
+    return Given({"length": len(ws.config.text), "devices": 3})
 
 
 def stage(run=write_text, name="corpus", **kw) -> Stage:
-    return Stage(**{"name": name, "kind": name, "version": 1, "config": Config, "run": run, **kw})
+    return Stage(
+        **{
+            "name": name,
+            "kind": name,
+            "version": 1,
+            "config": Config,
+            "run": run,
+            "summary": Given,
+            "uses_ray": False,
+            **kw,
+        }
+    )
 
 
 def line(config: Config | None = None, run=write_text, **kw) -> Step:

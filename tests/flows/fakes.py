@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from cluster.stage import Stage, Step
+from cluster.stage import Stage, Step, Summary
 from cluster.store.artifact import Artifacts
-from flows.graph import Line
 from flows.run import Run, look
 from flows.show import Screen
 from flows.stop import StopFlag
+from tests.given_summary import Given
 
 
 class FakeConfig(BaseModel):
@@ -63,32 +63,38 @@ class FakeTracker:
         return True
 
 
-def fake_stage(name: str, work: Callable[[Any], dict]) -> Stage:
-    def run(ws: Any) -> dict:
+def fake_stage(name: str, work: Callable[[Any], Any], summary: type[Summary] | None = None) -> Stage:
+    def run(ws: Any) -> Summary:
         (ws.out / "data.txt").write_text(f"{name} {ws.config.value}")
-        return work(ws)
+        made = work(ws)
+        return made if isinstance(made, Summary) else Given(made)
 
-    return Stage(name=name, kind=name, version=1, config=FakeConfig, run=run, uses_ray=False)
+    return Stage(name, name, 1, FakeConfig, run, summary or Given, uses_ray=False)
 
 
-def fake_steps(stages: dict[str, Callable[[Any], dict]], values: dict[str, int] | None = None) -> list[Step]:
+def fake_steps(
+    stages: dict[str, Callable[[Any], Any]],
+    values: dict[str, int] | None = None,
+    summaries: dict[str, type[Summary]] | None = None,
+) -> list[Step]:
     """A chain of steps, each reading the one before."""
-    line, before = Line(), {}
+    steps: list[Step] = []
     for name, work in stages.items():
         config = FakeConfig(value=(values or {}).get(name, 0))
-        before = {"before": line.add(name, fake_stage(name, work), config, **before)}
-    return line.steps
+        stage = fake_stage(name, work, (summaries or {}).get(name))
+        steps.append(Step(name, stage, config, {"before": steps[-1]} if steps else {}))
+    return steps
 
 
 def fake_run(store: Path, stages: dict[str, Any], console: Console, **options: Any) -> Run:
-    steps = fake_steps(stages, options.pop("values", None))
+    steps = fake_steps(stages, options.pop("values", None), options.pop("summaries", None))
     artifacts = Artifacts(store)
     stop = StopFlag()
     return Run(
         name="fake",
         steps=steps,
         artifacts=artifacts,
-        session=SimpleNamespace(ensure=lambda: None, close=lambda: None),  # type: ignore[arg-type]
+        session=SimpleNamespace(start=lambda: None, close=lambda: None),  # type: ignore[arg-type]
         tracker=FakeTracker(),  # type: ignore[arg-type]
         stop=stop,
         screen=Screen(console, stop),

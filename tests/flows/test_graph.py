@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.graph import graph, until
-from flows.recipe import read_recipe
+from flows.recipe_read import read_recipe
 
 RECIPE = """
 name = "x"

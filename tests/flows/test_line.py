@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster.data.summaries import CorpusSummary
 from cluster.errors import Stopped
+from cluster.evaluate.summary import EvaluationSummary
 
 
 def fine(ws: Any) -> dict:
@@ -23,7 +25,7 @@ def orchestrate(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     from flows import line
 
-    monkeypatch.setattr(line.stage, "retry_delay_seconds", [0, 0])
+    monkeypatch.setattr(line, "RETRY_SECONDS", [0, 0])
 
     def go(run: Any) -> Any:
         with temporary_settings({PREFECT_API_URL: prefect_api}):
@@ -123,13 +125,14 @@ def test_a_connection_fault_after_ctrl_c_is_not_retried(make_run: Any, orchestra
 def test_the_ui_gets_a_data_report_a_stage_table_and_the_way_to_mlflow(
     make_run: Any, orchestrate: Any, prefect_api: str
 ) -> None:
-    def corpus(ws: Any) -> dict:
-        return {"documents": 12, "bytes": 3400, "quarantined": {"broken utf-8": 2, "empty": 1}}
+    def corpus(ws: Any) -> CorpusSummary:
+        return CorpusSummary(documents=12, bytes=3400, quarantined={"broken utf-8": 2, "empty": 1})
 
-    def evaluation(ws: Any) -> dict:
-        return {"bpb": 1.5, "bpb/prose": 1.25}
+    def evaluation(ws: Any) -> EvaluationSummary:
+        return EvaluationSummary({"bpb": 1.5, "bpb/prose": 1.25})
 
-    state, _ = orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}))
+    classes = {"corpus": CorpusSummary, "evaluation": EvaluationSummary}
+    state, _ = orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}, summaries=classes))
     this_run = {"artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}}
     found = httpx.post(f"{prefect_api}/artifacts/filter", json=this_run, timeout=30).json()
     shown = {a["key"]: a for a in found}

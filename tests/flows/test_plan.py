@@ -1,18 +1,26 @@
-"""What `--plan` reckons for alignment: what is sampled, what passes the reference, what is learned from."""
+"""What `--plan` estimates for alignment: what is sampled, what passes the reference, what is learned from."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from cluster.align.rlhf import RlhfConfig
+from cluster.align.cost import lengths, rlhf_cost
+from cluster.align.rlhf import RLHF, RlhfConfig
+from cluster.cost import SAMPLING, Cost, Machine, Work
+from cluster.data.tokenizer.tokenizer import STAGE as TOKENIZER
+from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.stage import Step
+from cluster.train.cost import memory_of
+from cluster.train.pretrain import PRETRAIN, PretrainConfig
 from flows import plan
-from flows.recipe import read_recipe
+from flows.graph import graph
+from flows.recipe_read import read_recipe
 from model.config import ModelConfig
 from model.count import flops_per_token
 from model.memory import memory
@@ -23,24 +31,21 @@ TRAIN = TrainConfig(steps=3, batch_size=8, seq_len=128)
 TASKS = ("generated://arithmetic?n=20",)
 
 
-def cost(**given: Any) -> plan.Training:
+def cost(**given: Any) -> Cost:
     usual = {"tasks": TASKS, "heldout_items": 2, "group_size": 4, "max_new_tokens": 10, "train": TRAIN}
-    rlhf = RlhfConfig(**usual | given)
-    recipe: Any = SimpleNamespace(
-        model=MODEL, tokenizer=SimpleNamespace(vocab_size=300), train=TRAIN, extend=None, instruct=None, rlhf=rlhf
-    )
-    (found,) = plan.trainings(recipe, ["rlhf"], 1e9, "cpu")
-    return found
+    tokenizer = Step("tokenizer", TOKENIZER, TokenizerConfig(vocab_size=300), {})
+    base = Step("pretrain", PRETRAIN, PretrainConfig(model=replace(MODEL, vocab_size=0)), {"tokenizer": tokenizer})
+    return rlhf_cost(Step("rlhf", RLHF, RlhfConfig(**usual | given), {"model": base}), Machine(1e9))
 
 
-def works(found: plan.Training) -> dict[str, plan.Work]:
+def works(found: Cost) -> dict[str, Work]:
     return {work.what: work for work in found.works}
 
 
 def test_every_answer_is_sampled_and_learned_from_and_scores_are_sampled_too() -> None:
     found = cost()
     part = works(found)
-    prompt, answer = plan._lengths(RlhfConfig(tasks=TASKS, max_new_tokens=10))
+    prompt, answer = lengths(RlhfConfig(tasks=TASKS, max_new_tokens=10))
     assert answer == 10 and 5 < prompt < 60
     learned, scored = 3 * 8, 2 * 2 * 5  # answers of 3 steps; of 2 prompts, greedy and 4 samples, before and after
     assert part["sampling"].tokens == (learned + scored) * (prompt + answer)
@@ -51,7 +56,7 @@ def test_every_answer_is_sampled_and_learned_from_and_scores_are_sampled_too() -
     prefill = prompt * (flops_per_token(MODEL, prompt, train=False) - head) + head
     decode = sum(flops_per_token(MODEL, 1, train=False, span=prompt + t) for t in range(1, answer))
     assert part["sampling"].flops == pytest.approx((learned + scored) * (prefill + decode))
-    assert part["sampling"].seconds == pytest.approx(part["sampling"].flops / (1e9 * plan.SAMPLING["cpu"]))
+    assert part["sampling"].seconds == pytest.approx(part["sampling"].flops / (1e9 * SAMPLING["cpu"]))
     assert (found.tokens, found.flops) == (sum(w.tokens for w in found.works), sum(w.flops for w in found.works))
 
 
@@ -59,7 +64,7 @@ def test_memory_is_of_the_micro_batches_of_the_dtype() -> None:
     train = TrainConfig(batch_size=64, seq_len=128)
     for dtype, rows in ((None, 16), (torch.float32, 16), (torch.bfloat16, 32)):
         expected = memory(MODEL, rows, 128, dtype=dtype or torch.float32)
-        assert plan._memory(MODEL, train, 128, "cpu", dtype) == expected
+        assert memory_of(MODEL, train, 128, Machine(1e9, "cpu", dtype)) == expected
 
 
 def test_without_a_kl_there_is_no_reference_pass() -> None:
@@ -87,7 +92,7 @@ def test_the_reference_s_weights_and_the_caches_are_in_the_memory() -> None:
 def test_the_demo_s_plan_shows_sizes_flops_and_each_part() -> None:
     recipe = read_recipe("demo", ['model.ff_pattern=["dense", "moe"]', "train.activation_checkpointing=full"])
     screen = StringIO()
-    costs = plan._costs(recipe, ["pretrain", "instruct", "rlhf"], Console(file=screen, width=160))
+    costs = plan._costs(recipe, graph(recipe), Console(file=screen, width=160))
     text = screen.getvalue()
     assert costs.keys() == {"pretrain", "instruct", "rlhf"}
     for words in ("active for a token", "FLOPs per token", "sampling", "reference", "update", "full"):

@@ -261,7 +261,7 @@ REAL = GOOD.replace('"my.code"', '"code"')
 
 
 def real(text: str, *overrides: str) -> Any:
-    from flows.recipe import read_recipe
+    from flows.recipe_read import read_recipe
 
     return read_recipe(write("r.toml", text), overrides)
 
@@ -323,14 +323,14 @@ def test_a_diffusion_recipe_that_can_t_work_says_why(folder: Path, overrides: li
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_that_ships_is_valid_and_makes_a_graph(path: Path) -> None:
     from flows.graph import graph
-    from flows.recipe import read_recipe
+    from flows.recipe_read import read_recipe
 
     names = [s.name for s in graph(read_recipe(str(path)))]
     assert names[:5] == ["corpus", "filter", "tokenizer", "pack", "pretrain"] and len(set(names)) == len(names)
 
 
 def test_a_filter_that_names_no_source_is_told_before_anything_starts() -> None:
-    from flows.recipe import read_recipe
+    from flows.recipe_read import read_recipe
 
     with pytest.raises(RecipeError, match=r"(?s)filter.*coed.*Did you mean 'code'"):
         read_recipe("demo", ['filter.rules.coed=["code"]'])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import read_recipe
 from flows.recipe_errors import RecipeError
+from flows.recipe_read import read_recipe
 from model.config import ModelConfig
 from model.presets import preset
 

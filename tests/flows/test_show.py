@@ -17,23 +17,36 @@ import pytest
 from fakes import fake_steps
 from rich.console import Console
 
+from cluster.align.rlhf import RlhfSummary
+from cluster.cost import UTILISATION, Machine
+from cluster.data.summaries import CorpusSummary, FilterSummary
+from cluster.evaluate.summary import EvaluationSummary
+from cluster.quantities import count, duration, size
+from cluster.release.summary import ReleaseSummary
+from cluster.report import Curve, Numbers, Table
 from cluster.stage import run_step
 from cluster.store.artifact import Artifacts
-from flows import closing, plan, show
-from flows import prefect_page as artifacts
-from flows.background import Background
+from cluster.tracking.figures import svg_data_url
+from cluster.train.cost import training_cost
+from cluster.train.summary import TrainingSummary
+from flows import closing, plan, prefect_page, show
+from flows.graph import graph
 from flows.quiet import log_path, quiet
+from flows.recipe_read import read_recipe
 
 ROOT = Path(__file__).parents[2]
 
 
-def summary(kind: str, values: dict[str, Any], **manifest: Any) -> Any:
-    made = SimpleNamespace(size=1500, key=f"{kind}/ab", name=kind, files={}, **manifest)
-    return SimpleNamespace(kind=kind, summary=values, manifest=made, fingerprint="ab")
+CLASSES: dict[str, Any] = {
+    "corpus": CorpusSummary, "documents": FilterSummary, "model": TrainingSummary, "rlhf": RlhfSummary,
+    "evaluation": EvaluationSummary, "release": ReleaseSummary,
+}  # fmt: skip
 
 
-def outcome(artifact: Any, cached: bool = False, seconds: float = 3.0) -> Any:
-    return SimpleNamespace(artifact=artifact, cached=cached, seconds=seconds)
+def outcome(kind: str, values: dict[str, Any], cached: bool = False) -> Any:
+    manifest = SimpleNamespace(size=1500, key=f"{kind}/ab", name=kind, files={})
+    artifact = SimpleNamespace(kind="model" if kind == "rlhf" else kind, manifest=manifest, fingerprint="ab")
+    return SimpleNamespace(artifact=artifact, summary=CLASSES[kind].read(values), cached=cached, seconds=3.0)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------
@@ -42,23 +55,38 @@ def outcome(artifact: Any, cached: bool = False, seconds: float = 3.0) -> Any:
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
-        (show.count(3), "3"), (show.count(9999), "9,999"), (show.count(12_345), "12.3k"), (show.count(2.5e9), "2.5B"),
-        (show.size(999), "999 B"), (show.size(1500), "1.5 kB"), (show.size(123_456_789), "123 MB"),
-        (show.duration(3), "3.0 s"), (show.duration(59), "59 s"), (show.duration(185), "3m 05s"),
-        (show.duration(119.9), "2m 00s"), (show.duration(7900), "2h 11m"),
+        (count(3), "3"), (count(9999), "9,999"), (count(12_345), "12.3k"), (count(2.5e9), "2.5B"),
+        (size(999), "999 B"), (size(1500), "1.5 kB"), (size(123_456_789), "123 MB"),
+        (duration(3), "3.0 s"), (duration(59), "59 s"), (duration(185), "3m 05s"),
+        (duration(119.9), "2m 00s"), (duration(7900), "2h 11m"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_for_people(shown: str, text: str) -> None:
     assert shown == text
 
 
-def test_each_kind_of_artifact_has_its_facts_and_an_odd_summary_has_none() -> None:
+def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
     corpus = {"documents": 12_000, "bytes": 2_000_000, "quarantined": {"empty": 2, "broken": 1}}
-    assert show.facts(summary("corpus", corpus)) == "12k documents, 2.0 MB, 3 quarantined"
-    assert "loss 2.500" in show.facts(summary("model", {"parameters": 1_000_000, "loss": 2.5, "resumed_from": 40}))
-    assert "went on from step 40" in show.facts(summary("model", {"resumed_from": 40}))
-    assert show.facts(summary("evaluation", {"bpb": 1.25})) == "1.250 bits per byte"
-    assert show.facts(summary("something", {"x": 1})) == ""
+    assert outcome("corpus", corpus).summary.words() == "12k documents, 2.0 MB, 3 quarantined"
+    made = outcome("model", {"parameters": 1_000_000, "loss": 2.5, "resumed_from": 40}).summary
+    assert made.words() == "1M parameters, loss 2.500, resumed from step 40"
+    assert outcome("evaluation", {"bpb": 1.25}).summary.words() == "1.250 bits per byte"
+    assert outcome("evaluation", {"bpb": 1.25, "bpb_bound_error": 0.1}).summary.words() == "≤ 1.250 bits per byte"
+    assert outcome("evaluation", {}).summary.words() == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("corpus", {"documents": 1, "bytes": 2, "shards": 1, "sources": {}, "quarantined": {"empty": 2}}),
+        ("evaluation", {"bpb": 1.25, "task/accuracy": 0.5}),
+        ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "reward_before": 0.0,
+                  "reward_after": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_summary_is_read_from_a_manifest_as_it_was_written(kind: str, values: dict[str, Any]) -> None:
+    assert CLASSES[kind].read(values).values() == values
+    assert CLASSES[kind].read({**values, "of a later version": None}).words()
 
 
 # --- while it runs ------------------------------------------------------------------------------------------------
@@ -97,7 +125,7 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left_and_then_a_line() 
     for step in range(5):
         screen.progress(step, 400, "loss 2.0")
         screen._bars.refresh()
-    screen.end("pretrain", outcome(summary("model", {"loss": 2.0})))
+    screen.end("pretrain", outcome("model", {"loss": 2.0}))
     screen.close()
     text = out.getvalue()
     assert "/s  loss 2.0" in text and " left" in text and "✓ pretrain" in text
@@ -152,32 +180,6 @@ def test_the_log_lies_beside_a_local_store(tmp_path: Path, monkeypatch: Any) -> 
     assert log_path("store", "demo").parent == log_path("s3://b/p", "demo").parent == tmp_path / "logs"
 
 
-# --- starts in the background -----------------------------------------------------------------------------------------
-
-
-def test_a_start_is_waited_for_raises_what_it_raised_and_can_be_tried_again() -> None:
-    tries = []
-
-    def begin() -> str:
-        tries.append(1)
-        if len(tries) == 1:
-            raise ConnectionError("not yet")
-        return "up"
-
-    background = Background()
-    background.start("ray", begin)
-    with pytest.raises(ConnectionError):
-        background.wait("ray")
-    background.start("ray", begin)
-    assert background.wait("ray") == "up"
-    background.start("ray", begin)  # it is up: nothing more is begun
-    assert background.wait("ray") == "up" and len(tries) == 2
-    threads = background._threads
-    assert all(t.is_alive() for t in threads)  # what a thread forked would die with it
-    background.close()
-    assert not any(t.is_alive() for t in threads)
-
-
 # --- at the end ------------------------------------------------------------------------------------------------------
 
 
@@ -188,18 +190,18 @@ def finished(tmp_path: Path) -> Any:
     after = {**before, "bpb": 1.9, "task/sums": 0.6}
     release = {"name": "demo", "version": 3, "aliases": ["candidate", "champion"], "uri": "models:/demo@champion"}
     release["gate"] = {"passed": True, "reason": "all metrics hold", "metrics": []}
-    evaluated = summary("evaluation", after)
-    evaluated.manifest.files = {"samples.json": None}
+    evaluated = outcome("evaluation", after)
+    evaluated.artifact.manifest.files = {"samples.json": None}
     samples = [{"prompt": "Once [x]", "completion": "upon\na time"}]
-    evaluated.read = lambda name: json.dumps(samples).encode()
+    evaluated.artifact.read = lambda name: json.dumps(samples).encode()
     rlhf = {"reward_before": 0.1, "reward_after": 0.55, "heldout_items": 64, "loss": 0.1}
     outcomes = {
-        "corpus": outcome(summary("corpus", {"documents": 5, "bytes": 10}), cached=True),
-        "pretrain": outcome(summary("model", {"loss": 2.5})),
-        "evaluate-base": outcome(summary("evaluation", before)),
-        "rlhf": outcome(summary("model", rlhf)),
-        "evaluate": outcome(evaluated),
-        "release": outcome(summary("release", release)),
+        "corpus": outcome("corpus", {"documents": 5, "bytes": 10}, cached=True),
+        "pretrain": outcome("model", {"loss": 2.5}),
+        "evaluate-base": outcome("evaluation", before),
+        "rlhf": outcome("rlhf", rlhf),
+        "evaluate": evaluated,
+        "release": outcome("release", release),
     }
     place = SimpleNamespace(uri="sqlite:///x/mlflow.db", is_server=False, command="mlflow ui")
     return SimpleNamespace(
@@ -240,27 +242,54 @@ def test_a_part_of_the_line_closes_too_with_commands_to_type(finished: Any, kept
 # --- Prefect's artifacts ------------------------------------------------------------------------------------------
 
 
+def test_the_bound_of_a_diffusion_model_is_marked_in_the_closing_table(finished: Any) -> None:
+    for name in ("evaluate-base", "evaluate"):
+        metrics = {**finished.outcomes[name].summary.metrics, "bpb_bound_error": 0.01, "bpb_bound_error/web": 0.02}
+        finished.outcomes[name].summary = EvaluationSummary(metrics)
+    out = io.StringIO()
+    closing.show(finished, Console(file=out, width=120))
+    lines = {line.split()[0]: line.split()[1:] for line in out.getvalue().splitlines() if line.split()}
+    assert lines["all"] == ["≤", "2.000", "≤", "1.900", "3.500", "2.600"]
+    assert lines["web"] == ["≤", "2.100", "≤", "2.100"] and "bpb_bound_error" not in out.getvalue()
+
+
 def test_the_data_report_counts_by_source_and_by_reason_most_first() -> None:
     values = {
         "documents": 10, "bytes": 100, "sources": {"web": {"documents": 7}, "code": {"documents": 3}},
         "removed": {"near duplicate": 4, "too short": 9},
     }  # fmt: skip
-    text = artifacts.data_report(summary("documents", values))
+    made = outcome("documents", values)
+    text = prefect_page.markdown("filter", made.summary.report(made.artifact))
     assert "| web | 7 |" in text and text.index("too short | 9") < text.index("near duplicate | 4")
+    assert "Nothing was removed" in prefect_page.markdown("filter", FilterSummary().report(made.artifact))
 
 
-def test_a_loss_curve_is_drawn_in_characters_and_as_svg() -> None:
+def test_a_training_s_report_has_its_curve_and_an_evaluation_s_its_numbers() -> None:
+    made = outcome("model", {"loss": 2.5})
+    events = [{"type": "metrics", "step": s, "values": {"loss": 5.0 - s / 100}} for s in (1, 2)]
+    made.artifact.manifest.files = {"events.jsonl": SimpleNamespace(size=100)}
+    made.artifact.read = lambda name: "".join(json.dumps(e) + "\n" for e in events).encode()
+    (curve,) = [b for b in made.summary.report(made.artifact) if isinstance(b, Curve)]
+    assert curve.points == [(1, 4.99), (2, 4.98)] and (curve.x_label, curve.y_label) == ("step", "loss")
+    evaluated = outcome("evaluation", {"bpb": 1.5})
+    assert evaluated.summary.report(evaluated.artifact) == [Numbers({"bpb": 1.5})]
+    gate = {"passed": True, "reason": "fine", "metrics": [{"metric": "bpb", "value": 1.5}]}
+    released = outcome("release", {"name": "x", "version": 1, "gate": gate})
+    assert Table("Gate", ["metric", "value"], [["bpb", 1.5]]) in released.summary.report(released.artifact)
+
+
+def test_a_curve_is_drawn_in_characters_and_as_svg() -> None:
     points = [(i, 5.0 - i / 100) for i in range(300)]
-    plot = artifacts.text_plot(points).splitlines()
+    plot = prefect_page.text_plot(points).splitlines()
     assert plot[0].startswith("   4.9") and "•" in plot[0].split("│")[1][:3] and plot[-3].rstrip().endswith("•")
-    url = artifacts.svg_url("pretrain", points)
+    url = svg_data_url(prefect_page.spec_of("pretrain", Curve("loss", "step", "loss", points)))
     svg = base64.b64decode(url.partition("base64,")[2]).decode()
-    assert url.startswith("data:image/svg+xml") and svg.count("polyline") == 1 and "step 0" in svg
-    assert len(artifacts.thin(points, 10)) == 10
+    assert url.startswith("data:image/svg+xml") and "<svg" in svg
+    assert len(prefect_page.thin(points, 10)) == 10
 
 
 def test_an_artifact_that_cannot_be_sent_is_a_warning_and_no_more(caplog: Any) -> None:
-    @artifacts.never_raises
+    @prefect_page.never_raises
     def fails() -> None:
         raise ConnectionError("Prefect is away")
 
@@ -268,7 +297,7 @@ def test_an_artifact_that_cannot_be_sent_is_a_warning_and_no_more(caplog: Any) -
 
 
 def test_keys_are_such_as_prefect_takes() -> None:
-    assert artifacts.key_of(SimpleNamespace(name="My Demo_1"), "evaluate-base", "x") == "my-demo-1-evaluate-base-x"  # type: ignore[arg-type]
+    assert prefect_page.key_of(SimpleNamespace(name="My Demo_1"), "evaluate-base", "x") == "my-demo-1-evaluate-base-x"  # type: ignore[arg-type]
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -299,17 +328,21 @@ def test_the_plan_sees_damage_and_leaves_it_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate() -> None:
-    from model.config import ModelConfig
-    from model.train_config import TrainConfig
-
-    train = TrainConfig(steps=10, batch_size=4, seq_len=64)
-    recipe: Any = SimpleNamespace(
-        model=ModelConfig(d_model=32, n_layers=1, max_seq_len=64), tokenizer=SimpleNamespace(vocab_size=300),
-        train=train, extend=None, instruct=None, rlhf=None,
-    )  # fmt: skip
-    (cost,) = plan.trainings(recipe, ["pretrain"], 1e9, "cpu")
+    recipe = read_recipe("demo", ["train.steps=10", "train.batch_size=4", "train.seq_len=64"])
+    step = next(s for s in graph(recipe) if s.name == "pretrain")
+    cost = training_cost(step, Machine(1e9))
     assert cost.tokens == 2560 and cost.memory > 0
-    assert cost.seconds == pytest.approx(cost.flops / (1e9 * plan.UTILISATION["cpu"]))
-    (faster,) = plan.trainings(recipe, ["pretrain"], 2e9, "cpu")
-    assert faster.seconds == pytest.approx(cost.seconds / 2)
-    assert plan.trainings(recipe, ["corpus"], 1e9, "cpu") == []
+    assert cost.seconds == pytest.approx(cost.flops / (1e9 * UTILISATION["cpu"]))
+    assert training_cost(step, Machine(2e9)).seconds == pytest.approx(cost.seconds / 2)
+
+
+def test_a_plan_of_a_line_that_is_all_there_measures_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    stages: Any = {"corpus": lambda ws: {}}
+    store = Artifacts(tmp_path / "store")
+    steps = fake_steps(stages)
+    run_step(steps[-1], store)
+    monkeypatch.setattr(plan, "_machine", lambda *_: pytest.fail("measured"))
+    out = io.StringIO()
+    recipe: Any = SimpleNamespace(name="fake", cluster=SimpleNamespace(workers="auto"))
+    plan.show(recipe, fake_steps(stages), store, Console(file=out))
+    assert "Nothing would run" in out.getvalue()

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.data.summaries import TokenizerSummary
 from cluster.data.tokenizer.codecs import make_codec
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
@@ -153,7 +154,7 @@ class Tokenizer:
         (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n")
 
 
-def run_tokenizer(ws: Workspace) -> dict:
+def run_tokenizer(ws: Workspace) -> TokenizerSummary:
     """Train on a sample of the documents; writes tokenizer.model and tokenizer.json."""
     from cluster.data.tokenizer.training import sample_documents, train_remote
 
@@ -161,13 +162,13 @@ def run_tokenizer(ws: Workspace) -> dict:
     tokenizer, measured = train_remote(ws, sample.references, ws.config)
     tokenizer.save(ws.out)
     ws.events.metrics(0, {f"bytes_per_token/{name}": value for name, value in measured.items()})
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "algorithm": ws.config.algorithm,
-        "sample_bytes": sum(sample.bytes.values()),
-        "sample": sample.bytes,
-        "bytes_per_token": measured,
-    }
+    return TokenizerSummary(
+        vocab_size=tokenizer.vocab_size,
+        algorithm=ws.config.algorithm,
+        sample_bytes=sum(sample.bytes.values()),
+        sample=sample.bytes,
+        bytes_per_token=measured,
+    )
 
 
-STAGE = Stage(name="tokenizer", kind="tokenizer", version=2, config=TokenizerConfig, run=run_tokenizer)
+STAGE = Stage("tokenizer", "tokenizer", 2, TokenizerConfig, run_tokenizer, TokenizerSummary)

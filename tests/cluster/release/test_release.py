@@ -13,7 +13,7 @@ from tiny_release import release_step
 from cluster.registry.versions import Registry, parse
 from cluster.release.package import count_parameters
 from cluster.serve.generator import FILES, Generator, model_folder
-from cluster.stage import run_step
+from cluster.stage import Hooks, Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from cluster.tracking.place import connect, locate
 from cluster.tracking.tracker import Tracker
@@ -29,8 +29,9 @@ def line(tmp_path_factory):
     tracker = Tracker(place, "line", system_seconds=None)
     tracker.start_line("demo")
     run = tracker.stage("release", "f")
-    context = {"run": run, "recipe": "tiny-recipe"}
-    made = [run_step(release_step(bpb=bpb), artifacts, context=context).artifact for bpb in (2.0, 2.5, 1.5)]
+    hooks = Hooks(begin=lambda stage, ws: run if stage.name == "release" else None)
+    around = Surroundings(recipe="tiny-recipe", hooks=hooks)
+    made = [run_step(release_step(bpb=bpb), artifacts, around).artifact for bpb in (2.0, 2.5, 1.5)]
     run.finish()
     assert tracker.finish(timeout=60)
     yield folder, place, artifacts, made

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from cluster.errors import UserError
 from cluster.session import ClusterConfig, Session
-from cluster.stage import Stage, Step, run_step
+from cluster.stage import Stage, Step, Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from cluster.train.fit import Worker, _hold_lines, fit
+from tests.given_summary import Given
 
 
 class Config(BaseModel):
@@ -34,7 +36,7 @@ def count(worker: Worker, payload: dict) -> dict:
     """Counts to `steps`, a point of the curve each, a checkpoint at every second; dies once where it is told to."""
     config: Config = payload["config"]
     if config.refuse:
-        raise ValueError("the recipe asks for what can't be")
+        raise UserError("the recipe asks for what can't be")
     if config.note_pid:
         Path(config.marker).write_text(str(os.getpid()))
     found = worker.resume()
@@ -50,11 +52,11 @@ def count(worker: Worker, payload: dict) -> dict:
     return {"seen": worker.recall(config.steps), "resumed_from": found[0] if found else None}
 
 
-def run(ws: Any) -> dict:
-    return fit(ws, count, {"config": ws.config})
+def run(ws: Any) -> Given:
+    return Given(fit(ws, count, {"config": ws.config}))
 
 
-COUNT = Stage(name="count", kind="count", version=1, config=Config, run=run)
+COUNT = Stage("count", "count", 1, Config, run, Given)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +73,7 @@ def workers_get_this_file() -> Iterator[None]:
 def go(folder: Path, workers: int = 2, **config: Any) -> Any:
     step = Step(name="count", stage=COUNT, config=Config(**config), inputs={})
     session = Session(ClusterConfig.model_validate({"workers": workers}))
-    return run_step(step, Artifacts(folder / "store"), context={"session": session}).artifact
+    return run_step(step, Artifacts(folder / "store"), Surroundings(session)).artifact
 
 
 def curve(artifact: Any) -> list[int]:

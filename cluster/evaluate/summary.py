@@ -1,0 +1,56 @@
+"""What an evaluation says of its result: its metrics by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from cluster.report import Block, Numbers
+from cluster.stage import Summary
+
+if TYPE_CHECKING:
+    from cluster.store.artifact import Artifact
+
+BOUND_ERROR = "bpb_bound_error"  # present where bpb is a bound
+BITS = ("bpb", "unigram_bpb", "gzip_bpb")  # of all text, and as NAME/SOURCE of each source
+SAMPLES = "samples.json"
+
+
+@dataclass(frozen=True)
+class EvaluationSummary(Summary):
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        return dict(self.metrics)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        return cls({k: float(v) for k, v in values.items() if isinstance(v, int | float | str)})
+
+    def words(self) -> str:
+        return f"{at_most(self.metrics)}{self.metrics['bpb']:.3f} bits per byte" if "bpb" in self.metrics else ""
+
+    def report(self, artifact: Artifact) -> Sequence[Block]:
+        return [Numbers(self.metrics)]
+
+    def sources(self) -> list[str]:
+        """The sources whose held-out text was scored."""
+        return sorted(k.partition("/")[2] for k in self.metrics if k.startswith("bpb/"))
+
+    def other(self) -> list[str]:
+        """The metrics beside bits per byte that a person compares."""
+        return sorted(
+            k for k in self.metrics if k.partition("/")[0] not in (*BITS, BOUND_ERROR) and not k.endswith("/items")
+        )
+
+
+def at_most(metrics: Mapping[str, Any]) -> str:
+    """What to write before bits per byte: "≤ " if they are a bound."""
+    return "≤ " if BOUND_ERROR in metrics else ""
+
+
+def samples(artifact: Artifact) -> list[dict[str, str]]:
+    """The prompts and completions of an evaluation; none if it has none."""
+    return json.loads(artifact.read(SAMPLES)) if SAMPLES in artifact.manifest.files else []
