@@ -13,7 +13,7 @@ from cluster.data.filter import check_sources
 from cluster.errors import UserError, nearest
 from cluster.train.extend import extended
 from cluster.train.pretrain import objective_problem
-from flows.graph import LINE
+from flows import graph
 from flows.recipe import Recipe
 from flows.recipe_errors import Problem, RecipeError
 from flows.recipe_preset import write_out
@@ -23,7 +23,7 @@ from flows.recipe_validate import validate
 
 def recipe_class() -> type[Recipe]:
     """Recipe, with a table for each stage of the line that it has no field for."""
-    tables = {place.table or place.name: place for place in LINE}
+    tables = {place.table or place.name: place for place in graph.LINE}
     extra: dict[str, Any] = {
         name: (place.load().config | None, None) for name, place in tables.items() if _unknown(name)
     }

@@ -1,0 +1,64 @@
+"""The one owner of Ray: started once, in a thread that lives as long as Ray must."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cluster.session import Session
+
+
+class Slow(Session):
+    """A session whose start waits until it may, and fails as often as it is told."""
+
+    def __init__(self, failures: int = 0):
+        super().__init__()
+        self.may, self.starts, self.failures = threading.Event(), 0, failures
+
+    def _start(self) -> None:
+        self.starts += 1
+        self.may.wait(10)
+        if self.starts <= self.failures:
+            raise RuntimeError("no room")
+
+
+def test_ray_is_started_once_however_often_and_from_wherever_it_is_asked_for() -> None:
+    session = Slow()
+    session.may.set()
+    session.start()
+    asked = [threading.Thread(target=session.ensure) for _ in range(5)]
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join()
+    assert session.ensure() is session and session.starts == 1
+    session.close()
+
+
+def test_a_start_that_failed_raises_and_the_next_call_tries_again() -> None:
+    session = Slow(failures=1)
+    session.may.set()
+    with pytest.raises(ConnectionError, match="did not start on this machine: no room"):
+        session.ensure()
+    assert session.ensure() is session and session.starts == 2
+    session.close()
+
+
+def test_a_stop_while_ray_starts_is_not_waited_for() -> None:
+    session = Slow()
+    asked = iter([False, True])
+    assert session.ensure(lambda: next(asked)) is None
+    session.may.set()
+    assert session.ensure() is session and session.starts == 1
+    session.close()
+
+
+def test_the_thread_that_started_ray_lives_until_close_since_ray_would_die_with_it() -> None:
+    session = Slow()
+    session.may.set()
+    session.ensure()
+    thread = session._thread
+    assert thread is not None and thread.is_alive()
+    session.close()
+    assert not thread.is_alive()
