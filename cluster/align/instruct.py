@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.examples import examples
 from cluster.stage import Stage, Workspace
-from cluster.train.fit import Worker, fit
+from cluster.train.fit import fit
 from cluster.train.pretrain import batch_for, export_model, numbers, progress, run_trainer, targets_ahead
+from cluster.train.worker import StoppedAt, Worker
 from model.train_config import TrainConfig
 
 CANVAS = 64  # tokens that an answer may leave unused of the length it is given, as far as is trained
@@ -49,7 +50,7 @@ def run_instruct(ws: Workspace) -> dict:
     return export_model(ws, ws.inputs["model"].path(), result)
 
 
-def instruct_worker(worker: Worker, payload: dict) -> dict:
+def instruct_worker(worker: Worker, payload: dict) -> dict | StoppedAt:
     import numpy as np
 
     from cluster.data.rows import RowBatch, TokenRows
@@ -78,6 +79,8 @@ def instruct_worker(worker: Worker, payload: dict) -> dict:
         return batch_for(config.train, model.config, arrays, samples, config.seed)
 
     summary = run_trainer(worker, model, batches, config.train)
+    if isinstance(summary, StoppedAt):
+        return summary
     counts = {"examples": rows.examples, "truncated": rows.truncated, "dropped": rows.dropped, "rows": len(rows)}
     return summary | counts
 

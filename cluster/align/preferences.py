@@ -11,7 +11,7 @@ import torch
 from cluster.data.order import Permutation, rank_slice
 from cluster.data.tokenizer.chat import render, render_prompt
 from cluster.errors import UserError
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from model.decoder import Decoder
 from model.objectives.preference import PreferenceBatch, PreferenceConfig, pair_logprobs, preference
 

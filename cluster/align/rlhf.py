@@ -19,8 +19,9 @@ from cluster.data.examples import examples
 from cluster.data.parallel import text_hash
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
-from cluster.train.fit import Worker, fit
+from cluster.train.fit import fit
 from cluster.train.pretrain import export_model, progress, run_trainer
+from cluster.train.worker import StoppedAt, Worker
 from model.config import ModelConfig
 from model.train_config import TrainConfig
 
@@ -102,7 +103,7 @@ def run_rlhf(ws: Workspace) -> dict:
     return export_model(ws, ws.inputs["model"].path(), result)
 
 
-def rlhf_worker(worker: Worker, payload: dict) -> dict:
+def rlhf_worker(worker: Worker, payload: dict) -> dict | StoppedAt:
     from cluster.align.preferences import Pairs
     from cluster.align.rollout import Rollouts
     from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -124,7 +125,7 @@ def rlhf_worker(worker: Worker, payload: dict) -> dict:
         before = learner.score()
         worker.metrics(0, before)
     summary = run_trainer(worker, learner.model, learner.batch, config.train, learner.objective, learner.log)
-    if "stopped" in summary:
+    if isinstance(summary, StoppedAt):
         return summary
     after = learner.score()
     worker.metrics(config.train.steps, after)

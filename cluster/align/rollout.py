@@ -17,7 +17,7 @@ import torch
 from cluster.data.examples.examples import prompt_ids
 from cluster.data.order import Permutation, rank_slice
 from cluster.errors import UserError
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
 from model.generate.engine import Completion, generate

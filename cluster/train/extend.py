@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
-from cluster.train.fit import Worker, fit
+from cluster.train.fit import fit
 from cluster.train.pretrain import export_model, progress, train_on_text
+from cluster.train.worker import StoppedAt, Worker
 from model.config import ModelConfig
 from model.part_configs import RopeScaling
 from model.train_config import TrainConfig
@@ -59,7 +60,7 @@ def run_extend(ws: Workspace) -> dict:
     return export_model(ws, ws.inputs["model"].path(), result)
 
 
-def extend_worker(worker: Worker, payload: dict) -> dict:
+def extend_worker(worker: Worker, payload: dict) -> dict | StoppedAt:
     from model.checkpoint import load_config, load_weights
     from model.decoder import Decoder
 

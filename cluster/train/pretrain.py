@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
-from cluster.train.fit import EVENTS, Worker, fit
+from cluster.train.fit import fit
+from cluster.train.worker import EVENTS, StoppedAt, Worker
 from model.config import ModelConfig
 from model.train_config import TrainConfig
 
@@ -49,7 +50,7 @@ def run_pretrain(ws: Workspace) -> dict:
     return export_model(ws, ws.inputs["tokenizer"].path(), result)
 
 
-def pretrain_worker(worker: Worker, payload: dict) -> dict:
+def pretrain_worker(worker: Worker, payload: dict) -> dict | StoppedAt:
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.decoder import Decoder
 
@@ -60,7 +61,7 @@ def pretrain_worker(worker: Worker, payload: dict) -> dict:
     return train_on_text(worker, model, payload["tokens"].path(), config)
 
 
-def train_on_text(worker: Worker, model: Any, tokens: Path, config: PretrainConfig | ExtendConfig) -> dict:
+def train_on_text(worker: Worker, model: Any, tokens: Path, config: PretrainConfig | ExtendConfig) -> dict | StoppedAt:
     """Train the model on packed text, as the config's `train`, `seed` and `weights` say; see `run_trainer`."""
     from cluster.data.rows import TokenRows
 
@@ -124,7 +125,7 @@ def run_trainer(
     config: TrainConfig,
     objective: Callable[..., Any] | None = None,
     log: Callable[[int], dict[str, float]] | None = None,
-) -> dict:
+) -> dict | StoppedAt:
     """model.trainer.train on this rank, with its curve, checkpoints, resume and stop wired to the platform.
 
     Args:
@@ -132,7 +133,7 @@ def run_trainer(
         objective: (model, batch) -> (summed loss, valid count, extras); default: the one that `config` names.
         log: further values for a step's point on the curve.
     Returns:
-        summary: steps, tokens, last loss, rates; `stopped` where the run was asked to stop.
+        summary: steps, tokens, last loss, rates; StoppedAt where the run was asked to stop.
     """
     from model import trainer
 
@@ -178,7 +179,7 @@ def run_trainer(
         objective=objective,
     )
     if result.stopped:
-        return {"stopped": result.step}
+        return StoppedAt(result.step)
     rates = [r.tokens_per_second for r in recent[len(recent) // 5 :]] or [0.0]
     shares = [r.mfu for r in recent[len(recent) // 5 :]] or [0.0]
     return {

@@ -15,7 +15,7 @@ from cluster.align.rlhf import RlhfConfig, asked, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.checkpoint import load_model
 from model.objectives.logprobs import sequence_logprobs

@@ -21,8 +21,8 @@ from cluster.data.tokenizer.training import train as train_tokenizer
 from cluster.evaluate.evaluate import EvaluateConfig, delta_bits, score_source
 from cluster.serve.generator import Generator, unmasking_of
 from cluster.serve.pyfunc import _options
-from cluster.train.fit import Worker
 from cluster.train.pretrain import PretrainConfig, batch_for, numbers, pretrain_worker
+from cluster.train.worker import Worker
 from model.checkpoint import load_model
 from model.config import ModelConfig
 from model.train_config import TrainConfig

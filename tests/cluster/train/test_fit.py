@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Stage, Step, run_step
 from cluster.store.artifact import Artifacts
-from cluster.train.fit import Worker, _hold_lines, fit
+from cluster.train.fit import _hold_lines, fit
+from cluster.train.worker import Worker
 
 
 class Config(BaseModel):
