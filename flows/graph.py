@@ -39,16 +39,16 @@ def graph(recipe: Recipe) -> list[Step]:
     documents = line.add("filter", filter.STAGE, recipe.filter, corpus=raw)
     pieces = line.add("tokenizer", tokenizer.STAGE, recipe.tokenizer, documents=documents)
     tokens = line.add("pack", pack.STAGE, recipe.pack, documents=documents, tokenizer=pieces)
-    base = line.add("pretrain", train.PRETRAIN, pretraining, tokens=tokens, tokenizer=pieces)
+    base = line.add("pretrain", train.STAGE, pretraining, tokens=tokens, tokenizer=pieces)
     if recipe.extend:
         longer = seeded(recipe.extend, recipe).model_copy(update={"weights": recipe.extend.weights or weights})
-        base = line.add("extend", extend.EXTEND, longer, model=base, tokens=tokens)
+        base = line.add("extend", extend.STAGE, longer, model=base, tokens=tokens)
     before = line.add("evaluate-base", evaluate.STAGE, recipe.evaluate, model=base, tokens=tokens)
     model, after = base, before
     if recipe.instruct:
-        model = line.add("instruct", instruct.INSTRUCT, seeded(recipe.instruct, recipe), model=model, tokens=tokens)
+        model = line.add("instruct", instruct.STAGE, seeded(recipe.instruct, recipe), model=model, tokens=tokens)
     if recipe.rlhf:
-        model = line.add("rlhf", rlhf.RLHF, seeded(recipe.rlhf, recipe), model=model)
+        model = line.add("rlhf", rlhf.STAGE, seeded(recipe.rlhf, recipe), model=model)
     if model is not base:
         after = line.add("evaluate", evaluate.STAGE, recipe.evaluate, model=model, tokens=tokens)
     if recipe.release:

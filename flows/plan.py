@@ -23,7 +23,7 @@ from flows.show import count, duration, size
 if TYPE_CHECKING:
     import torch
 
-    from cluster.align.rlhf import RlhfConfig
+    from cluster.align.config import RlhfConfig
     from cluster.stage import Step
     from cluster.store.artifact import Artifacts, Manifest
     from flows.recipe import Recipe
@@ -150,7 +150,7 @@ def trainings(
 def _rlhf(config: ModelConfig, rlhf: RlhfConfig, rate: float, device: str, dtype: torch.dtype | None) -> Training:
     """Sampling, the reference's pass and the policy's update. Lengths are reckoned: a prompt's from its text, an
     answer's as max_new_tokens, the most it can be, or for pairs from their text."""
-    from cluster.align.rlhf import PREFERENCE
+    from cluster.align.config import PREFERENCE
     from model.count import flops_per_token, parameters
     from model.memory import state_bytes
 
@@ -192,7 +192,7 @@ def _work(
 
 def _lengths(rlhf: RlhfConfig) -> tuple[int, int]:
     """(a prompt's tokens, an answer's tokens), the mean over the first tasks or pairs."""
-    from cluster.align.rlhf import PREFERENCE
+    from cluster.align.config import PREFERENCE
     from cluster.data.examples import examples
 
     def tokens(text: str) -> float:

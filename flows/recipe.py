@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from cluster.align.config import RlhfConfig, policy_problem
 from cluster.align.instruct import InstructConfig
-from cluster.align.rlhf import RlhfConfig, policy_problem
 from cluster.data.corpus import CorpusConfig
 from cluster.data.filter import FilterConfig, check_sources
 from cluster.data.pack import PackConfig
@@ -34,7 +34,7 @@ from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
 from cluster.tracking.tracker import TrackingConfig
 from cluster.train.extend import ExtendConfig, extended
-from cluster.train.pretrain import objective_problem
+from cluster.train.loop import objective_problem
 from flows.recipe_errors import Problem, RecipeError
 from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers

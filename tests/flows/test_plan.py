@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.align.rlhf import RlhfConfig
+from cluster.align.config import RlhfConfig
 from flows import plan
 from flows.recipe import read_recipe
 from model.config import ModelConfig

@@ -50,7 +50,6 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         TrainConfig(
             steps=9, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0, precision="fp32"
         ),
-        rank=rank,
         world_size=world_size,
         on_step=on_step,
         save=save,

@@ -19,7 +19,7 @@ from cluster.stage import Stage, Step, run_step
 from cluster.store.artifact import Artifacts
 from cluster.train.failure import Failure, RemoteTraceback, is_echo
 from cluster.train.fit import fit
-from cluster.train.pretrain import run_trainer
+from cluster.train.loop import run_trainer
 from cluster.train.worker import StoppedAt, Worker
 from flows.faults import is_infrastructure_fault
 from model.train_config import TrainConfig
