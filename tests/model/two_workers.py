@@ -1,6 +1,7 @@
 """One rank of a data-parallel run over gloo, for test_trainer.py: importable by a spawned process."""
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -25,6 +26,26 @@ def global_batch(step: int) -> Batch:
     targets = tokens[:, 1:].clone()
     targets[: ROWS // 2, 2:] = IGNORE
     return Batch(tokens[:, :-1], targets, torch.arange(16).expand(ROWS, 16))
+
+
+def run_failing_rank(rank: int, world_size: int, folder: str) -> None:
+    """The last rank raises in its third batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+
+    def batches(step: int) -> Batch:
+        if rank == world_size - 1 and step == 2:
+            raise ValueError("the answer is 43")
+        return global_batch(step)
+
+    model = Decoder(ModelConfig(**ARGUMENTS)).init_weights(0)
+    config = TrainConfig(steps=1_000_000, batch_size=ROWS * world_size, seq_len=16)
+    try:
+        train(model, batches, config, world_size=world_size)
+    except Exception as error:
+        said = {"kind": type(error).__name__, "words": str(error), "at": time.time()}
+        (Path(folder) / f"rank{rank}.json").write_text(json.dumps(said))
+        raise
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
