@@ -122,16 +122,16 @@ LINE: list[Place] = [
     ),
     Place("pack", "cluster.data.pack:STAGE", ("documents", "tokenizer"), ("tokens",), config=as_written("pack")),
     Place(
-        "pretrain", "cluster.train.pretrain:PRETRAIN", ("tokens", "tokenizer"), ("model",),
+        "pretrain", "cluster.train.pretrain:STAGE", ("tokens", "tokenizer"), ("model",),
         table="train", config=pretraining,
     ),
-    Place("extend", "cluster.train.extend:EXTEND", ("model", "tokens"), ("model",), config=extending),
+    Place("extend", "cluster.train.extend:STAGE", ("model", "tokens"), ("model",), config=extending),
     Place(
         "evaluate-base", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("base_evaluation", "evaluation"),
         table="evaluate", config=as_written("evaluate"),
     ),
-    Place("instruct", "cluster.align.instruct:INSTRUCT", ("model", "tokens"), ("model",)),
-    Place("rlhf", "cluster.align.rlhf:RLHF", ("model",), ("model",)),
+    Place("instruct", "cluster.align.instruct:STAGE", ("model", "tokens"), ("model",)),
+    Place("rlhf", "cluster.align.rlhf:STAGE", ("model",), ("model",)),
     Place(
         "evaluate", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("evaluation",),
         config=as_written("evaluate"), wanted=aligned,

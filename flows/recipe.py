@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from cluster.align.config import RlhfConfig
 from cluster.align.instruct import InstructConfig
-from cluster.align.rlhf import RlhfConfig
 from cluster.data.corpus import CorpusConfig
 from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import create_model, field_validator
 
-from cluster.align.rlhf import policy_problem
+from cluster.align.config import policy_problem
 from cluster.data.filter import check_sources
 from cluster.errors import UserError, nearest
 from cluster.train.extend import extended
-from cluster.train.pretrain import objective_problem
+from cluster.train.loop import objective_problem
 from flows import graph
 from flows.recipe import Recipe
 from flows.recipe_errors import Problem, RecipeError

@@ -11,29 +11,30 @@ divided by their number, so micro-batches, uneven masks and the number of worker
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model import checkpoint
 from model.balance import Balances
 from model.count import StepFlops
 from model.decoder import Decoder
-from model.objectives.next_token import Batch, next_token
+from model.objective import objective_class
+from model.objectives.next_token import Batch
 from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
 from model.optim.schedule import learning_rate
+from model.parallel.replicated import COUNT, Replicated
 from model.precision import choose, matmul_peak
 from model.train_config import TrainConfig
 
 __all__ = [
     "Batch",
-    "Objective",
+    "Loss",
     "StepReport",
     "TrainConfig",
     "TrainResult",
@@ -44,10 +45,8 @@ __all__ = [
 ]
 
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
-TAIL = 64  # scalars of a step after the gradients: 7 of the trainer's, the rest for an objective's extras
-COUNT = 4096  # counts are reduced as two fp32 digits in this base, so that they stay exact
 
-Objective = Callable[[Decoder, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
+Loss = Callable[[Decoder, Any], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(model, micro-batch) -> (sum of losses to go backward from, number it is divided by, sums to report)."""
 
 
@@ -100,11 +99,9 @@ def train(
     batches: Callable[[int], Any],
     config: TrainConfig,
     *,
-    objective: Objective | None = None,
-    rank: int = 0,
+    objective: Loss | None = None,
     world_size: int = 1,
     device: torch.device | str = "cpu",
-    seed: int = 0,
     on_step: Callable[[StepReport], bool | None] | None = None,
     save: Callable[[int, Callable[..., None]], None] | None = None,
     resume: Path | str | None = None,
@@ -112,14 +109,15 @@ def train(
     """Train `model` in place, from step 0 or from the checkpoint folder `resume`, up to `config.steps`.
 
     batches: step (from 0) -> this rank's rows of that global batch, a NamedTuple of tensors with rows first.
-    on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one
-    rank,
-        with the next step if there are several (they agree in its all-reduce). A checkpoint is saved then.
+    objective: the loss; default: that of `config.objective`.
+    on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one rank, with
+        the next step if there are several (they agree in its all-reduce). A checkpoint is saved then.
     save: (step, write) on every rank, every `checkpoint_every` steps, when stopped and at the end.
-        `write(folder, **extra)` fills a folder that `resume` takes; call it on rank 0 only, ranks hold the
-        same.
+        `write(folder, **extra)` fills a folder that `resume` takes; call it on rank 0 only, ranks hold the same.
+    Raises: what `batches`, the objective or `save` raise, on their rank alone. Whoever started the ranks ends the
+        others, which wait in the all-reduce: torchrun, torch.multiprocessing and cluster/train/fit.py do.
     """
-    objective = objective or (lambda model, batch: next_token(model, batch, z_loss=config.z_loss))
+    loss_of: Loss = objective or objective_class(config.objective)(config, model.config).loss
     device = torch.device(device)
     dtype, reason = choose(config.precision, device)
     model.to(device).train()
@@ -131,7 +129,7 @@ def train(
         load_optimizers(optimizers, model, Path(resume) / OPTIMIZER)
         state = read_state(resume)
     balances = Balances(model)
-    gradients = _Gradients([p for p in model.parameters() if p.requires_grad], device, sum(balances.sizes))
+    gradients = Replicated([p for p in model.parameters() if p.requires_grad], device, sum(balances.sizes))
     flops = StepFlops(model.config)
     peak = matmul_peak(str(device), dtype, torch.get_num_threads()) * world_size
 
@@ -145,13 +143,12 @@ def train(
     while state.step < config.steps and not stopped:
         begin = time.perf_counter()
         batch = _to(batches(state.step), device)
-        torch.manual_seed(seed * 1_000_003 + state.step * world_size + rank)  # for objectives that draw noise
         gradients.zero()
         extras: dict[str, Tensor] = {}
         loss_sum, n_valid = torch.zeros((), device=device), 0
         for micro in micro_batches(batch, config, dtype):
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-                micro_loss, micro_valid, micro_extras = objective(model, micro)
+                micro_loss, micro_valid, micro_extras = loss_of(model, micro)
             balances.divide_by(micro_valid)
             micro_loss.backward()
             loss_sum += micro_loss.detach()
@@ -194,42 +191,6 @@ def train(
     model.eval()
     total = time.perf_counter() - began
     return TrainResult(state.step, stopped, loss, state.tokens, state.skipped, total, reason)
-
-
-class _Gradients:
-    """Every parameter's gradient as a view of one flat fp32 buffer, with room for a step's scalars and its experts'
-    loads at the end.
-    """
-
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device, n_loads: int) -> None:
-        self.parameters = parameters
-        sizes = [p.numel() for p in parameters]
-        self.buffer = torch.zeros(sum(sizes) + TAIL + n_loads, device=device)
-        self.flat, self.tail, self.loads = self.buffer.split([sum(sizes), TAIL, n_loads])
-        for parameter, part in zip(parameters, self.flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-    def zero(self) -> None:
-        self.buffer.zero_()
-
-    def reduce(self, scalars: Sequence[Tensor | float], world_size: int) -> list[float]:
-        """Sum gradients and scalars over all ranks, and return the scalars."""
-        if len(scalars) > TAIL:
-            raise ValueError(f"an objective may report {TAIL - 7} extras, not {len(scalars) - 7}")
-        self.tail[: len(scalars)] = torch.stack([torch.as_tensor(s, dtype=torch.float32).cpu() for s in scalars])
-        if world_size > 1:
-            dist.all_reduce(self.buffer)
-        return self.tail[: len(scalars)].tolist()
-
-    def scale(self, factor: float, clip: float) -> float:
-        """Multiply by `factor`, then clip to the global norm `clip`; returns the norm before clipping."""
-        norm = float(torch.linalg.vector_norm(self.flat)) * factor
-        self.flat.mul_(factor * (clip / norm if clip and norm > clip else 1.0))
-        return norm
-
-    def release(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
 
 
 def _to(batch: Any, device: torch.device) -> Any:

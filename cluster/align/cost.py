@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.align.rlhf import PREFERENCE
+from cluster.align.config import PREFERENCE
 from cluster.cost import SAMPLING, Cost, Machine
 from cluster.train.cost import memory_of, model_of
 
 if TYPE_CHECKING:
-    from cluster.align.rlhf import RlhfConfig
+    from cluster.align.config import RlhfConfig
     from cluster.stage import Step
 
 BYTES_PER_TOKEN, MARKS = 3.0, 6  # of a conversation's text, estimated before there is a tokenizer; chat marks around it

@@ -16,10 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.examples import examples
 from cluster.stage import Stage, Workspace
+from cluster.store.artifact import Artifact
 from cluster.train.cost import training_cost
-from cluster.train.fit import Worker, fit
-from cluster.train.pretrain import batch_for, export_model, numbers, progress, run_trainer, targets_ahead
+from cluster.train.export import export_model, progress
+from cluster.train.fit import fit
+from cluster.train.loop import batch_for, numbers, objective_for, run_trainer
 from cluster.train.summary import TrainingSummary
+from cluster.train.worker import StoppedAt, Worker
+from model.objective import OBJECTIVES
 from model.train_config import TrainConfig
 
 CANVAS = 64  # tokens that an answer may leave unused of the length it is given, as far as is trained
@@ -50,19 +54,24 @@ def external(config: InstructConfig) -> dict[str, str]:
     return {f"data:{url}": examples.digest(url) for url in config.data}
 
 
+@dataclass(frozen=True)
+class Instruction:
+    """What a worker is given."""
+
+    config: InstructConfig
+    model: Artifact
+    tokens: Artifact
+
+
 def run_instruct(ws: Workspace) -> InstructSummary:
     """Fine-tune the input model. Writes a model artifact."""
     config: InstructConfig = ws.config
-    result = fit(
-        ws,
-        instruct_worker,
-        {"config": config, "model": ws.inputs["model"], "tokens": ws.inputs["tokens"]},
-        progress(ws, config.train.steps),
-    )
-    return InstructSummary.read(export_model(ws, ws.inputs["model"].path(), result))
+    given = Instruction(config, ws.inputs["model"], ws.inputs["tokens"])
+    result = fit(ws, instruct_worker, given, progress(ws, config.train.steps))
+    return export_model(ws, given.model.path(), result, InstructSummary)
 
 
-def instruct_worker(worker: Worker, payload: dict) -> dict:
+def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
     import numpy as np
 
     from cluster.data.rows import RowBatch, TokenRows
@@ -70,16 +79,16 @@ def instruct_worker(worker: Worker, payload: dict) -> dict:
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_model
 
-    config: InstructConfig = payload["config"]
-    folder, model = payload["model"].path(), load_model(payload["model"].path())
-    ahead = targets_ahead(config.train)
-    tail = 0 if model.config.causal else CANVAS
+    config, folder = given.config, given.model.path()
+    model = load_model(folder)
+    objective, kind = objective_for(config.train, model.config, config.seed), OBJECTIVES[config.train.objective]
+    tail = CANVAS if kind.generates == "unmasking" else 0
     chats = examples.read_chat(config.data)
-    rows = ChatRows(chats, Tokenizer(folder), config.train.seq_len, config.seed, ahead, tail)
+    rows = ChatRows(chats, Tokenizer(folder), config.train.seq_len, config.seed, kind.ahead, tail)
 
     replayed = round(config.replay * config.train.batch_size)
     fresh = config.train.batch_size - replayed
-    text = TokenRows(payload["tokens"].path(), config.train.seq_len, config.seed, ahead=ahead)
+    text = TokenRows(given.tokens.path(), config.train.seq_len, config.seed, ahead=kind.ahead)
 
     def batches(step: int) -> Any:
         first = step * config.train.batch_size
@@ -88,13 +97,15 @@ def instruct_worker(worker: Worker, payload: dict) -> dict:
             parts.append(text.batch(step, replayed, worker.rank, worker.world_size))
             samples += numbers(worker, first + fresh, replayed)
         arrays = RowBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-        return batch_for(config.train, model.config, arrays, samples, config.seed)
+        return batch_for(objective, arrays, samples)
 
-    summary = run_trainer(worker, model, batches, config.train)
+    summary = run_trainer(worker, model, batches, config.train, objective.loss)
+    if isinstance(summary, StoppedAt):
+        return summary
     counts = {"examples": rows.examples, "truncated": rows.truncated, "dropped": rows.dropped, "rows": len(rows)}
     return summary | counts
 
 
-INSTRUCT = Stage(
+STAGE = Stage(
     "instruct", "model", 1, InstructConfig, run_instruct, InstructSummary, external=external, cost=training_cost
 )

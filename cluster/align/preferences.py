@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from cluster.align.config import RlhfConfig
 from cluster.data.order import Permutation, rank_slice
 from cluster.data.tokenizer.chat import render, render_prompt
 from cluster.errors import UserError
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from model.decoder import Decoder
-from model.objectives.preference import PreferenceBatch, PreferenceConfig, pair_logprobs, preference
+from model.objectives.preference import PreferenceBatch, pair_logprobs, preference
 
 if TYPE_CHECKING:
-    from cluster.align.rlhf import RlhfConfig
     from cluster.data.tokenizer.tokenizer import Tokenizer
 
 
@@ -52,8 +52,7 @@ class Pairs:
             raise UserError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
         if config.train.batch_size < worker.world_size:
             raise UserError(f"[rlhf.train] batch_size must be at least the number of workers, {worker.world_size}.")
-        settings = PreferenceConfig(loss=config.method, beta=config.beta)  # type: ignore[arg-type]
-        self.objective = partial(preference, config=settings)
+        self.objective = partial(preference, config=config.preference)
 
     def batch(self, step: int) -> PreferenceBatch:
         """This rank's pairs of a step, with the reference's log-probabilities."""

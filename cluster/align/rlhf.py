@@ -13,88 +13,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from cluster.align.config import PREFERENCE, RlhfConfig, policy_problem
+from cluster.align.cost import rlhf_cost
 from cluster.data.examples import examples
 from cluster.data.parallel import text_hash
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
-from cluster.train.fit import Worker, fit
-from cluster.train.pretrain import export_model, progress, run_trainer
+from cluster.store.artifact import Artifact
+from cluster.train.export import export_model, progress
+from cluster.train.fit import fit
+from cluster.train.loop import run_trainer
 from cluster.train.summary import TrainingSummary
-from model.config import ModelConfig
-from model.train_config import TrainConfig
-
-if TYPE_CHECKING:
-    from cluster.cost import Cost, Machine
-    from cluster.stage import Step
-    from model.objectives.policy import PolicyConfig
-
-# method -> fields of model.objectives.policy.PolicyConfig; see there for the papers
-POLICY: dict[str, dict[str, Any]] = {
-    "grpo": {"advantage": "grpo", "reduction": "sequence"},
-    "dr_grpo": {"advantage": "dr_grpo", "reduction": "constant"},
-    "rloo": {"advantage": "rloo", "reduction": "sequence"},
-    "dapo": {"advantage": "grpo", "reduction": "token"},
-    "gspo": {"advantage": "grpo", "reduction": "sequence", "ratio": "sequence"},
-}
-PREFERENCE = ("dpo", "ipo", "simpo")
-
-
-class RlhfConfig(BaseModel):
-    """`[rlhf]` of a recipe. Batch sizes are global, over all workers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["grpo", "dr_grpo", "rloo", "dapo", "gspo", "dpo", "ipo", "simpo"] = "dr_grpo"
-    tasks: tuple[str, ...] = Field((), description="verifiable tasks: paths, globs, s3://…, generated://…")
-    preferences: tuple[str, ...] = Field((), description="pairs for dpo, ipo and simpo")
-    heldout: tuple[str, ...] = Field((), description="never trained on; default: one in ten of tasks or preferences")
-    heldout_items: int = Field(128, gt=0, description="held-out prompts or pairs that are scored")
-    group_size: int = Field(8, ge=2, description="answers sampled for each prompt")
-    max_new_tokens: int = Field(48, gt=0)
-    kl_coef: float = Field(0.01, ge=0, description="weight of the KL to the reference")
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
-    beta: float = Field(0.1, gt=0, description="of dpo, ipo and simpo")
-    train: TrainConfig = TrainConfig(
-        steps=50, batch_size=128, lr=1e-4, warmup_steps=5, schedule="constant", checkpoint_every=25
-    )
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _has_data(self) -> RlhfConfig:
-        if self.method in PREFERENCE:
-            if not self.preferences:
-                raise UserError(f"method = {self.method!r} learns from pairs: give preferences = [...].")
-            return self
-        if not self.tasks:
-            raise UserError(f"method = {self.method!r} learns from verifiable tasks: give tasks = [...].")
-        if self.train.batch_size % self.group_size:
-            raise UserError(
-                f"train.batch_size = {self.train.batch_size} counts sampled answers, so it must be a multiple of "
-                f"group_size = {self.group_size}."
-            )
-        return self
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        return self.preferences if self.method in PREFERENCE else self.tasks
-
-    @property
-    def policy(self) -> PolicyConfig:
-        from model.objectives.policy import PolicyConfig
-
-        return PolicyConfig(
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            kl_weight=self.kl_coef,
-            max_tokens=self.max_new_tokens,
-            **POLICY[self.method],
-        )
-
+from cluster.train.worker import StoppedAt, Worker
 
 BEFORE, AFTER = "_before", "_after"
 
@@ -135,21 +67,29 @@ def external(config: RlhfConfig) -> dict[str, str]:
     return {f"data:{url}": examples.digest(url) for url in (*config.data, *config.heldout)}
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """What a worker is given."""
+
+    config: RlhfConfig
+    model: Artifact
+
+
 def run_rlhf(ws: Workspace) -> RlhfSummary:
     """Optimise the input model. Writes a model artifact; the summary has the held-out score before and after."""
     config: RlhfConfig = ws.config
-    result = fit(ws, rlhf_worker, {"config": config, "model": ws.inputs["model"]}, progress(ws, config.train.steps))
-    return RlhfSummary.read(export_model(ws, ws.inputs["model"].path(), result))
+    given = Alignment(config, ws.inputs["model"])
+    result = fit(ws, rlhf_worker, given, progress(ws, config.train.steps))
+    return export_model(ws, given.model.path(), result, RlhfSummary)
 
 
-def rlhf_worker(worker: Worker, payload: dict) -> dict:
+def rlhf_worker(worker: Worker, given: Alignment) -> dict | StoppedAt:
     from cluster.align.preferences import Pairs
     from cluster.align.rollout import Rollouts
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_model
 
-    config: RlhfConfig = payload["config"]
-    folder = payload["model"].path()
+    config, folder = given.config, given.model.path()
     model, reference = load_model(folder), load_model(folder)
     problem = policy_problem(model.config)
     if problem:
@@ -164,23 +104,13 @@ def rlhf_worker(worker: Worker, payload: dict) -> dict:
         before = learner.score()
         worker.metrics(0, before)
     summary = run_trainer(worker, learner.model, learner.batch, config.train, learner.objective, learner.log)
-    if "stopped" in summary:
+    if isinstance(summary, StoppedAt):
         return summary
     after = learner.score()
     worker.metrics(config.train.steps, after)
     summary |= {f"{name}_before": value for name, value in before.items()}
     summary |= {f"{name}_after": value for name, value in after.items()}
     return summary | {"train_items": len(train), "heldout_items": len(heldout)}
-
-
-def policy_problem(model: ModelConfig) -> str | None:
-    """Why a model can't be a policy here; None if it can."""
-    if model.causal:
-        return None
-    return (
-        "needs the probability of each sampled token, which a diffusion model (causal = false) only bounds: "
-        "leave [rlhf] out, or set model.causal = true."
-    )
 
 
 def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
@@ -210,10 +140,4 @@ def one_in_ten(item: dict) -> bool:
     return text_hash(asked(item), "heldout") % 10 == 0
 
 
-def cost(step: Step, machine: Machine) -> Cost:
-    from cluster.align.cost import rlhf_cost
-
-    return rlhf_cost(step, machine)
-
-
-RLHF = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=cost)
+STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cluster.align.config import RlhfConfig
 from cluster.data.examples.examples import prompt_ids
 from cluster.data.order import Permutation, rank_slice
 from cluster.errors import UserError
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
 from model.generate.engine import Completion, generate
@@ -26,7 +27,6 @@ from model.objectives.logprobs import sequence_logprobs
 from model.objectives.policy import PolicyBatch, group_advantages, policy
 
 if TYPE_CHECKING:
-    from cluster.align.rlhf import RlhfConfig
     from cluster.data.tokenizer.tokenizer import Tokenizer
 
 HELDOUT_SEED = 1 << 40  # far from the seeds of training samples

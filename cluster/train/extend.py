@@ -7,16 +7,19 @@ the pretraining's; only the model's `max_seq_len` and RoPE differ afterwards.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
+from cluster.store.artifact import Artifact
 from cluster.train.cost import training_cost
-from cluster.train.fit import Worker, fit
-from cluster.train.pretrain import export_model, progress, train_on_text
+from cluster.train.export import export_model, progress
+from cluster.train.fit import fit
+from cluster.train.loop import train_on_text
 from cluster.train.summary import TrainingSummary
+from cluster.train.worker import StoppedAt, Worker
 from model.config import ModelConfig
 from model.part_configs import RopeScaling
 from model.train_config import TrainConfig
@@ -40,7 +43,7 @@ class ExtendConfig(BaseModel):
 
 
 def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
-    """The model's config with the new context; ValueError where it can't have one."""
+    """The model's config with the new context; UserError where it can't have one."""
     if model.position == "learned":
         raise UserError("a model with learned positions has none past its max_seq_len: extend one with RoPE or none.")
     if config.max_seq_len <= model.max_seq_len:
@@ -57,23 +60,31 @@ def extended(model: ModelConfig, config: ExtendConfig) -> ModelConfig:
     )
 
 
+@dataclass(frozen=True)
+class Extension:
+    """What a worker is given."""
+
+    config: ExtendConfig
+    model: Artifact
+    tokens: Artifact
+
+
 def run_extend(ws: Workspace) -> TrainingSummary:
     """Train the input model on at its new length. Writes a model artifact."""
     config: ExtendConfig = ws.config
-    payload = {"config": config, "model": ws.inputs["model"], "tokens": ws.inputs["tokens"]}
-    result = fit(ws, extend_worker, payload, progress(ws, config.train.steps))
-    return TrainingSummary.read(export_model(ws, ws.inputs["model"].path(), result))
+    given = Extension(config, ws.inputs["model"], ws.inputs["tokens"])
+    result = fit(ws, extend_worker, given, progress(ws, config.train.steps))
+    return export_model(ws, given.model.path(), result)
 
 
-def extend_worker(worker: Worker, payload: dict) -> dict:
+def extend_worker(worker: Worker, given: Extension) -> dict | StoppedAt:
     from model.checkpoint import load_config, load_weights
     from model.decoder import Decoder
 
-    config: ExtendConfig = payload["config"]
-    folder = payload["model"].path()
+    config, folder = given.config, given.model.path()
     model = Decoder(extended(load_config(folder), config))
     load_weights(model, folder)
-    return train_on_text(worker, model, payload["tokens"].path(), config)
+    return train_on_text(worker, model, given.tokens.path(), config.train, config.seed, config.weights)
 
 
-EXTEND = Stage("extend", "model", 1, ExtendConfig, run_extend, TrainingSummary, cost=training_cost)
+STAGE = Stage("extend", "model", 1, ExtendConfig, run_extend, TrainingSummary, cost=training_cost)

@@ -1,13 +1,15 @@
-"""A function on N Ray Train workers, with its events, its checkpoints and its stop signal.
+"""A function on N Ray Train workers, with its events, its checkpoints, its stop signal and its errors.
 
     driver                         Ray Train worker (rank r of N)
     fit(ws, task, payload)   ──▶   task(Worker, payload) -> result of rank 0
       poll the board         ◀──   worker.post(event): rank 0, in batches
       ws.stopping()          ──▶   worker.stopping(): asked once a step, agreed among ranks by the trainer
       ws.checkpoints         ◀──   worker.save(step, write): rank 0, straight to the store
+      end all ranks, raise   ◀──   worker.fail(error): any rank
 
-Ray Train places the workers, wires torch.distributed and restarts them when one dies; nothing of Ray is in a
-training step. A checkpoint carries the events so far, so what a killed run leaves is one curve, not two.
+Ray Train places the workers, wires torch.distributed and restarts them when one dies. An exception is another matter:
+its rank posts it and the driver ends all ranks at once, those too that wait for it in an all-reduce, and raises it; no
+restart would mend it. A checkpoint carries the events so far, so what a killed run leaves is one curve, not two.
 """
 
 from __future__ import annotations
@@ -17,167 +19,54 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cluster.errors import Stopped, UserError
+from cluster.errors import Stopped
 from cluster.stage import Workspace
-
-POLL_SECONDS = 0.5
-EVENTS = "events.jsonl"
+from cluster.train.failure import Failure, is_echo
+from cluster.train.worker import EVENTS, POLL_SECONDS, Board, Ended, Started, StoppedAt, Worker
 
 # glibc maps what is larger than 32 MB afresh each time, and touching new pages costs more than most elementwise work on
 # them; training frees and asks for the same sizes at every step. One arena, for a thread's own ends at 64 MB.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
 
-
-class Board:
-    """What rank 0 tells the driver, and the driver's wish to stop. A Ray actor, so any node reaches it."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict] = []
-        self.stop = False
-
-    def post(self, events: list[dict]) -> bool:
-        self.lines += events
-        return self.stop
-
-    def drain(self, stop: bool) -> list[dict]:
-        self.stop = self.stop or stop
-        lines, self.lines = self.lines, []
-        return lines
+Payload = TypeVar("Payload")
 
 
-@dataclass
-class Worker:
-    """One rank's view of the run: who it is, and its way to the board and to the store."""
+@dataclass(frozen=True)
+class Assignment:
+    """What each worker is given."""
 
-    rank: int
-    world_size: int
-    local_rank: int
+    task: Callable[[Worker, Any], dict | StoppedAt]
+    payload: Any
+    board: Any
     store_url: str
     fingerprint: str
-    board: Any
-    events: list[dict] = field(default_factory=list)  # all since step 0, also those of the run before a kill
-    _unsent: list[dict] = field(default_factory=list)
-    _asked: Any = None
-    _stop: bool = False
-    _sent_at: float = 0.0
-
-    @property
-    def device(self) -> str:
-        import torch
-
-        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
-
-    def post(self, event: dict) -> None:
-        """Add an event (see cluster.events for the forms) to the curve. Rank 0 sends; the others keep quiet."""
-        if self.rank == 0:
-            event = {"t": int(time.time() * 1000), **event}
-            self.events.append(event)
-            self._unsent.append(event)
-            if time.monotonic() - self._sent_at > POLL_SECONDS:
-                self.flush()
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        self.post({"type": "metrics", "step": step, "values": values})
-
-    def tell(self, message: dict) -> None:
-        """A message for the driver alone, which has it when this returns."""
-        import ray
-
-        if self.rank == 0:
-            self._unsent.append(message)
-            self.flush()
-            ray.get(self._asked)
-
-    def flush(self) -> None:
-        if self.rank == 0:
-            self._asked, self._unsent = self.board.post.remote(self._unsent), []
-            self._sent_at = time.monotonic()
-
-    def stopping(self) -> bool:
-        """Whether the driver wants a stop, as last heard; never waits. Other ranks follow rank 0 in the trainer."""
-        import ray
-
-        if self.rank == 0:
-            if time.monotonic() - self._sent_at > POLL_SECONDS:
-                self.flush()
-            if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-                self._stop, self._asked = ray.get(self._asked), None
-        return self._stop
-
-    def checkpoints(self) -> Any:
-        from cluster.store.artifact import Artifacts
-
-        return Artifacts(self.store_url).checkpoints(self.fingerprint)
-
-    def resume(self) -> tuple[int, Path] | None:
-        """The newest whole checkpoint, the same one on every rank, and this curve's events up to it."""
-        import torch.distributed as dist
-
-        found = self.checkpoints().latest()
-        if self.world_size > 1:  # a rank that sees a newer one than the others would train alone
-            steps: list[Any] = [None] * self.world_size
-            dist.all_gather_object(steps, found[0] if found else None)
-            if len(set(steps)) > 1:
-                raise RuntimeError(f"The workers see different newest checkpoints, steps {steps}: is the store shared?")
-        if found and self.rank == 0 and not self.events:
-            self.events = _read(found[1] / EVENTS)
-        return found
-
-    def recall(self, step: int) -> dict[str, float]:
-        """What rank 0 has already put on the curve at `step`; nothing on the other ranks."""
-        points = [e["values"] for e in self.events if e["type"] == "metrics" and e["step"] == step]
-        return {name: value for point in points for name, value in point.items()}
-
-    def mean(self, sums: dict[str, tuple[float, int]]) -> dict[str, float]:
-        """Means over all ranks from each rank's (sum, count) of the same names. Every rank must call it."""
-        import torch
-        import torch.distributed as dist
-
-        table = torch.tensor(list(sums.values()), dtype=torch.float64)
-        if self.world_size > 1:
-            table = table.to(self.device if dist.get_backend() == "nccl" else "cpu")
-            dist.all_reduce(table)
-        return {name: total / max(count, 1.0) for name, (total, count) in zip(sums, table.tolist(), strict=True)}
-
-    def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> None:
-        """Publish what `write(folder)` writes as the checkpoint of `step`. Rank 0 only; the others return."""
-        if self.rank != 0:
-            return
-        folder = Path(tempfile.mkdtemp(prefix="tokenmill-checkpoint-"))
-        try:
-            write(folder)
-            (folder / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in self.events))
-            checkpoints = self.checkpoints()
-            checkpoints.save(step, folder)
-            checkpoints.prune(keep)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    threads: int
+    in_driver: bool  # this process trains: there is no actor to end
 
 
 def fit(
     ws: Workspace,
-    task: Callable[[Worker, dict], dict],
-    payload: dict,
+    task: Callable[[Worker, Payload], dict | StoppedAt],
+    payload: Payload,
     on_event: Callable[[dict], None] | None = None,
 ) -> dict:
     """Run `task(worker, payload)` on the session's training workers and return what rank 0 returned.
 
     Args:
         ws: the stage's workspace; its events.jsonl is the checkpoint's curve, then what the workers post.
-        task: an importable function; its return value must be plain JSON. A `{"stopped": step}` in it means
-            that it ended early, with a checkpoint, because the driver asked.
-        payload: its second argument; configs and artifacts.
+        task: an importable function; its return value must be plain JSON, or StoppedAt.
+        payload: its second argument, a frozen dataclass of configs and artifacts.
         on_event: called in the driver for each event, for progress.
 
     Raises:
         Stopped: the run was asked to stop; the checkpoint is in the store.
-        RuntimeError: the task failed on a worker, more often than `[cluster] max_failures` allows for a death.
+        RuntimeError: workers died more often than `[cluster] max_failures` allows.
+        Exception: what the task raised on any rank first, with that rank's traceback as its cause.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -192,16 +81,12 @@ def fit(
     log.write_bytes((found[1] / EVENTS).read_bytes() if found else b"")
 
     scratch = Path(tempfile.mkdtemp(prefix="tokenmill-train-"))
+    assignment = Assignment(
+        task, payload, board, ws.artifacts.store.url, ws.fingerprint, max(1, int(cpus)), in_driver=not workers
+    )
     trainer = TorchTrainer(
         _work,
-        train_loop_config={
-            "task": task,
-            "payload": payload,
-            "board": board,
-            "store_url": ws.artifacts.store.url,
-            "fingerprint": ws.fingerprint,
-            "threads": max(1, int(cpus)),
-        },
+        train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(  # none: Ray Train's local mode, in this process
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} if workers else None
         ),
@@ -210,84 +95,107 @@ def fit(
             name=ws.fingerprint,
             storage_path=str(scratch),  # holds no checkpoint: those go to our store
             failure_config=FailureConfig(max_failures=session.config.max_failures),
+            callbacks=[_no_restart_after_failure(board)],
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": ALLOCATOR},
         ),
     )
-    failure: list[BaseException] = []
+    raised: list[BaseException] = []
 
     def run() -> None:
         try:
             trainer.fit()
         except BaseException as error:
-            failure.append(error)
+            raised.append(error)
 
     # In a thread: in the main one Ray would take SIGINT for itself and abort without a checkpoint.
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
-    result: dict | None = None
+    result: dict | StoppedAt | None = None
+    failure: Failure | None = None
     with log.open("a") as file:
         while True:
             running = thread.is_alive()  # asked before the last drain, so that nothing is left behind
-            for event in ray.get(board.drain.remote(ws.stopping())):
-                if event["type"] == "result":
-                    result = event["value"]
-                    continue
-                if event["type"] == "error":
-                    failure.insert(0, UserError(event["value"]))
-                    continue
-                if event["type"] == "start":  # workers were (re)started: the curve goes on from their checkpoint
-                    _hold_lines(log, event["events"], ws)
+            messages, failed = ray.get(board.drain.remote(ws.stopping()))
+            for message in messages:
+                if isinstance(message, Ended):
+                    result = message.result
+                elif isinstance(message, Started):
+                    _hold_lines(log, message.events, ws)
                     file.seek(0, 2)
-                    continue
-                file.write(json.dumps(event) + "\n")
-                if on_event:
-                    on_event(event)
+                else:
+                    file.write(json.dumps(message) + "\n")
+                    if on_event:
+                        on_event(message)
             file.flush()
+            if failed and not failure:
+                for actor in ray.get(board.joined.remote()):
+                    ray.kill(actor)
+            failure = failed
             if not running:
                 break
             thread.join(POLL_SECONDS)
     ray.kill(board)
     shutil.rmtree(scratch, ignore_errors=True)
     if failure:
-        raise _plain(failure[0])
+        raise failure.error()
+    if raised:
+        raise RuntimeError(f"a training worker failed: {_death(raised[0])}") from raised[0]
     if result is None:
         raise RuntimeError(f"{ws.step}: the training workers ended without a result.")
-    if "stopped" in result:
-        raise Stopped(f"{ws.step} stopped at step {result['stopped']}, with a checkpoint.")
+    if isinstance(result, StoppedAt):
+        raise Stopped(f"{ws.step} stopped at step {result.step}, with a checkpoint.")
     result["devices"] = max(1, workers)
     result["device"] = "gpu" if use_gpu else "cpu"
     return result
 
 
-def _work(config: dict) -> None:
+def _work(config: dict[str, Assignment]) -> None:
     """The function that Ray Train calls on each worker."""
+    import ray
     import torch
     from ray import train
 
-    context = train.get_context()
-    torch.set_num_threads(config["threads"])
+    given, context = config["assignment"], train.get_context()
+    torch.set_num_threads(given.threads)
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
-        store_url=config["store_url"],
-        fingerprint=config["fingerprint"],
-        board=config["board"],
+        store_url=given.store_url,
+        fingerprint=given.fingerprint,
+        board=given.board,
     )
-    worker.resume()
-    worker.tell({"type": "start", "events": len(worker.events)})
-    try:
-        result = config["task"](worker, config["payload"])
-    except UserError as error:  # the user's to mend: restarting the workers would only repeat it
-        if worker.rank == 0:
-            worker.tell({"type": "error", "value": str(error)})
+    actor = None if given.in_driver else ray.get_runtime_context().current_actor
+    if ray.get(given.board.join.remote(worker.rank, actor)):
         return
-    worker.tell({"type": "result", "value": result})
+    try:
+        worker.resume()
+        worker.tell(Started(len(worker.events)))
+        result = given.task(worker, given.payload)
+    except Exception as error:
+        if is_echo(error):
+            raise  # a rank died: Ray Train restarts the workers
+        worker.fail(error)
+        return  # and wait, for the driver to end this process too
+    worker.tell(Ended(result))
+
+
+def _no_restart_after_failure(board: Any) -> Any:
+    """Ends the training where Ray Train would restart workers that the driver has ended because of a failure."""
+    import ray
+    from ray.train import UserCallback
+
+    class NoRestartAfterFailure(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            if ray.get(board.has_failed.remote()):
+                raise RuntimeError("a rank has failed")  # an error of the controller's is not retried
+
+    return NoRestartAfterFailure()
 
 
 def _hold_lines(path: Path, count: int, ws: Workspace) -> None:
-    """Make the curve's file hold the `count` events of the checkpoint that the workers go on from, no more and no less.
+    """Make the curve's file hold the `count` events of the checkpoint that the workers resume from: no more, no less.
 
     More where steps after it are done again, less where a worker died before it had sent all that its checkpoint has.
     """
@@ -302,16 +210,7 @@ def _hold_lines(path: Path, count: int, ws: Workspace) -> None:
             file.writelines(saved[len(lines) : count])
 
 
-def _plain(error: BaseException) -> BaseException:
-    """The worker's own error out of Ray Train's wrapping, where it is one that the user can act on."""
+def _death(error: BaseException) -> BaseException:
+    """What Ray Train says of a worker, out of its wrapping."""
     failures = getattr(error, "worker_failures", None) or {}
-    for cause in failures.values():
-        inner = getattr(cause, "cause", None) or cause
-        if isinstance(inner, UserError):
-            return UserError(str(inner))
-        return RuntimeError(f"a training worker failed: {inner}")
-    return error
-
-
-def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return next(iter(failures.values()), error)

@@ -27,12 +27,15 @@ class TrainingSummary(Summary):
     tokens_per_second: float | None = None
     mfu: float | None = None
     precision: str = ""
+    mixers: Sequence[str] = ()
+    objective: str = ""
     resumed_from: int | None = None
     devices: int = 1
     device: str = "cpu"
 
     def words(self) -> str:
-        words = [f"{count(self.parameters)} parameters"] if self.parameters else []
+        size = [f"{count(self.parameters)} parameters"] if self.parameters else []
+        words = [" of ".join(size + ([" and ".join(self.mixers)] if size and self.mixers else []))] if size else []
         words += [f"loss {self.loss:.3f}"] if self.loss is not None else []
         words += [f"{count(self.tokens_per_second)} tok/s"] if self.tokens_per_second is not None else []
         words += [f"resumed from step {self.resumed_from}"] if self.resumed_from else []
@@ -40,7 +43,8 @@ class TrainingSummary(Summary):
 
     def report(self, artifact: Artifact) -> Sequence[Block]:
         points = loss_curve(artifact)
-        return [Text(self.words()), *([Curve("loss", "step", "loss", points)] if points else [])]
+        how = [Text(f"Trained by {self.objective}.")] if self.objective else []
+        return [Text(self.words()), *how, *([Curve("loss", "step", "loss", points)] if points else [])]
 
 
 def loss_curve(artifact: Artifact) -> list[tuple[int, float]]:

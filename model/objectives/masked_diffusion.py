@@ -25,11 +25,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.decoder import Decoder
 from model.generate.sampling import uniform
 from model.objectives.logprobs import token_logprobs
 from model.objectives.next_token import IGNORE, Batch, cross_entropy
 from model.segments import Segments
+from model.train_config import TrainConfig
 
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are
 
@@ -44,6 +46,20 @@ class MaskedBatch(NamedTuple):
     positions_BT: Tensor
     weights_BT: Tensor
     maskable_B: Tensor
+
+
+class MaskedDiffusion:
+    """The objective `masked_diffusion`; see registry.py for the interface."""
+
+    def __init__(self, train: TrainConfig, model: ModelConfig, seed: int = 0) -> None:
+        assert model.mask_id is not None
+        self.mask_id, self.batch_size, self.z_loss, self.seed = model.mask_id, train.batch_size, train.z_loss, seed
+
+    def batch(self, rows: Batch, samples_B: Tensor) -> MaskedBatch:
+        return hide(rows, self.mask_id, samples_B, self.batch_size, self.seed)
+
+    def loss(self, decoder: Decoder, batch: MaskedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return masked_diffusion(decoder, batch, z_loss=self.z_loss)
 
 
 def masked_diffusion(

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.decoder import Decoder
 from model.segments import Segments
 from model.softcap import slope, softcap_
+from model.train_config import TrainConfig
 
 IGNORE = -100
 CHUNK_ROWS = 512  # tokens whose logits a CPU makes at once, or a quarter where they are more than
@@ -30,6 +32,19 @@ class Batch(NamedTuple):
     tokens_BT: Tensor
     targets_BT: Tensor
     positions_BT: Tensor
+
+
+class NextToken:
+    """The objective `next_token`; see registry.py for the interface."""
+
+    def __init__(self, train: TrainConfig, model: ModelConfig, seed: int = 0) -> None:
+        self.z_loss = train.z_loss
+
+    def batch(self, rows: Batch, samples_B: Tensor) -> Batch:
+        return rows
+
+    def loss(self, decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return next_token(decoder, batch, z_loss=self.z_loss)
 
 
 def next_token(model: Decoder, batch: Batch, *, z_loss: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
     PPO's clip      Schulman et al. 2017, arXiv 1707.06347      GRPO    Shao et al. 2024, arXiv 2402.03300
     Dr. GRPO        Liu et al. 2025, arXiv 2503.20783           RLOO    Ahmadian et al. 2024, arXiv 2402.14740
     DAPO            Yu et al. 2025, arXiv 2503.14476            GSPO    Zheng et al. 2025, arXiv 2507.18071
-    k1, k2, k3      Schulman 2020, joschu.net/blog/kl-approx
+    k2, k3          Schulman 2020, joschu.net/blog/kl-approx
 
 Each is a separate choice: advantage (`group_advantages`), per-token term (`PolicyConfig`), reduction
 (`aggregate`). All tensors are (B, T) over completions' tokens, where `mask` is True.
@@ -20,7 +20,7 @@ from model.errors import UserError
 from model.objectives.logprobs import sequence_logprobs
 
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
-KL = Literal["k1", "k2", "k3"]
+KL = Literal["k2", "k3"]
 Reduction = Literal["token", "sequence", "constant"]
 
 
@@ -79,12 +79,10 @@ def group_advantages(rewards_B: Tensor, group: int, kind: Advantage = "dr_grpo")
 def kl_estimate(logp: Tensor, reference: Tensor, kind: KL) -> Tensor:
     """Per-token estimate of KL(policy || reference) from the policy's own samples.
 
-    With d = log pi - log ref:  k1 = d;  k2 = d^2 / 2;  k3 = exp(-d) - 1 + d. As values k1 and k3 are
-    unbiased; as a loss k2 has the right gradient, k1's expected gradient is zero.
+    With d = log pi - log ref:  k2 = d^2 / 2;  k3 = exp(-d) - 1 + d. As a value k3 is unbiased; as a loss k2 has the
+    right gradient. (k1 = d is unbiased too, but its expected gradient is zero: no loss.)
     """
     d = logp - reference
-    if kind == "k1":
-        return d
     if kind == "k2":
         return 0.5 * d.square()
     return torch.exp(-d) - 1 + d

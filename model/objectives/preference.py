@@ -5,7 +5,6 @@ DPO     -log sigmoid(h)                                Rafailov et al. 2023, arX
 cDPO    (1 - eps) L(h) + eps L(-h)                     Mitchell 2023; `label_smoothing` = eps
 IPO     (delta - 1 / (2 tau))^2, delta of per-token means, tau = beta      Azar et al. 2023, arXiv 2310.12036
 SimPO   -log sigmoid(beta * (mean chosen - mean rejected) - gamma)         Meng et al. 2024, arXiv 2405.14734
-reward model   -log sigmoid(r_chosen - r_rejected - margin)                Bradley & Terry 1952
 """
 
 from dataclasses import dataclass
@@ -80,8 +79,3 @@ def preference(
     losses, margins = preference_loss(sums_P2[:, 0], sums_P2[:, 1], batch.reference_P2, lengths_P2, config)
     count = torch.tensor(losses.shape[0])
     return losses.sum(), count, {"accuracy": (margins > 0).float().sum(), "margin": margins.detach().sum()}
-
-
-def reward_model_loss(chosen_P: Tensor, rejected_P: Tensor, margin: float = 0.0) -> Tensor:
-    """Per-pair losses of a reward model's scores."""
-    return -F.logsigmoid(chosen_P - rejected_P - margin)

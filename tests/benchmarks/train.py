@@ -28,8 +28,8 @@ from cluster.data.tokenizer import tokenizer
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Step, Surroundings, run_step
 from cluster.store.artifact import Artifact, Artifacts
-from cluster.train.fit import EVENTS
-from cluster.train.pretrain import PRETRAIN, PretrainConfig
+from cluster.train import pretrain
+from cluster.train.worker import EVENTS
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.objectives.next_token import Batch, next_token
@@ -117,8 +117,8 @@ def main() -> None:
         size = config.batch_size * config.seq_len
         for round_ in range(args.rounds):
             bare += bare_seconds(tokens, vocab, config, args.workers, threads)
-            stage = PretrainConfig(model=MODEL, train=config, seed=round_)
-            step = Step("pretrain", PRETRAIN, stage, {"tokens": packed, "tokenizer": pieces})
+            stage = pretrain.PretrainConfig(model=MODEL, train=config, seed=round_)
+            step = Step("pretrain", pretrain.STAGE, stage, {"tokens": packed, "tokenizer": pieces})
             platform += platform_seconds(run_step(step, artifacts, around).artifact, size)
             rates = [size / statistics.median(seconds) for seconds in (platform, bare)]
             print("after round {}: Ray Train {:,.0f} tok/s, bare {:,.0f} tok/s".format(round_, *rates), flush=True)

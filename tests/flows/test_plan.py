@@ -10,14 +10,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster.align.config import RlhfConfig
 from cluster.align.cost import lengths, rlhf_cost
-from cluster.align.rlhf import RLHF, RlhfConfig
+from cluster.align.rlhf import STAGE as RLHF
 from cluster.cost import SAMPLING, Cost, Machine, Work
 from cluster.data.tokenizer.tokenizer import STAGE as TOKENIZER
 from cluster.data.tokenizer.tokenizer import TokenizerConfig
 from cluster.stage import Step
 from cluster.train.cost import memory_of
-from cluster.train.pretrain import PRETRAIN, PretrainConfig
+from cluster.train.pretrain import STAGE as PRETRAIN
+from cluster.train.pretrain import PretrainConfig
 from flows import plan
 from flows.graph import graph
 from flows.recipe_read import read_recipe

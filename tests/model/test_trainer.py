@@ -1,13 +1,14 @@
 """The loop: one result whatever the micro-batches, the workers and the interruptions."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from small_models import SHAPES, lively, random_tokens
-from two_workers import ARGUMENTS, ROWS, global_batch, run_rank
+from two_workers import ARGUMENTS, ROWS, global_batch, run_failing_rank, run_rank
 
 from model.checkpoint import load_model
 from model.config import ModelConfig
@@ -108,6 +109,15 @@ def test_two_workers_get_the_result_of_one_and_stop_together(tmp_path):
     saved = load_model(tmp_path / "checkpoint")
     for a, b in zip(saved.state_dict().values(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_rank_that_raises_leaves_no_other_waiting(tmp_path):
+    """Without Ray: its process ends with its error, and that ends the others' all-reduce."""
+    with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
+        mp.start_processes(run_failing_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
+    ended = time.time()
+    raised = json.loads((tmp_path / "rank1.json").read_text())
+    assert (raised["kind"], raised["words"]) == ("ValueError", "the answer is 43") and ended - raised["at"] < 10
 
 
 def test_the_loss_falls_for_every_shape_and_optimizer(config):

@@ -1,6 +1,7 @@
 """One rank of a data-parallel run over gloo, for test_trainer.py: importable by a spawned process."""
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -27,6 +28,26 @@ def global_batch(step: int) -> Batch:
     return Batch(tokens[:, :-1], targets, torch.arange(16).expand(ROWS, 16))
 
 
+def run_failing_rank(rank: int, world_size: int, folder: str) -> None:
+    """The last rank raises in its third batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+
+    def batches(step: int) -> Batch:
+        if rank == world_size - 1 and step == 2:
+            raise ValueError("the answer is 43")
+        return global_batch(step)
+
+    model = Decoder(ModelConfig(**ARGUMENTS)).init_weights(0)
+    config = TrainConfig(steps=1_000_000, batch_size=ROWS * world_size, seq_len=16)
+    try:
+        train(model, batches, config, world_size=world_size)
+    except Exception as error:
+        said = {"kind": type(error).__name__, "words": str(error), "at": time.time()}
+        (Path(folder) / f"rank{rank}.json").write_text(json.dumps(said))
+        raise
+
+
 def run_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
@@ -50,7 +71,6 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         TrainConfig(
             steps=9, batch_size=ROWS, seq_len=16, lr=1e-2, warmup_steps=2, checkpoint_every=0, precision="fp32"
         ),
-        rank=rank,
         world_size=world_size,
         on_step=on_step,
         save=save,

@@ -10,12 +10,13 @@ import torch
 from pydantic import ValidationError
 from tiny_model import make_model
 
+from cluster.align.config import PREFERENCE, RlhfConfig
 from cluster.align.preferences import Pairs
-from cluster.align.rlhf import RlhfConfig, asked, split
+from cluster.align.rlhf import asked, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
-from cluster.train.fit import Worker
+from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.checkpoint import load_model
 from model.objectives.logprobs import sequence_logprobs
@@ -133,14 +134,64 @@ def test_the_masks_of_a_pair_cover_the_answers_and_nothing_of_the_prompt(folder:
     assert tokenizer.decode(answer[:-1]) == item["chosen"] and answer[-1] == tokenizer.end_id
 
 
+def test_no_answer_is_scored_with_a_seed_that_is_trained_on(folder: Path) -> None:
+    learner = rollouts(folder, config(seed=3))
+    seeds: list[int] = []
+    answer = done(learner.tokenizer, "7", ends=True)
+
+    def answers(prompts: list[Any], sampling: Any, given: list[int]) -> list[Any]:
+        if sampling.temperature:
+            seeds.extend(given)
+        return [answer] * len(prompts)
+
+    learner._answer = answers  # type: ignore[method-assign]
+    for step in (0, 1, 10, 1_000_000):
+        learner.batch(step)
+    trained = set(seeds)
+    assert len(trained) == len(seeds) == 4 * 24, "and each answer has its own"
+    seeds.clear()
+    learner.score()
+    assert len(set(seeds)) == len(seeds) == 4 * len(learner.heldout)
+    assert not trained & set(seeds) and min(seeds) > max(trained)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "value"),
+    [
+        ("dpo", "beta", 0.7),
+        ("dpo", "label_smoothing", 0.2),
+        ("simpo", "gamma", 0.5),
+        ("grpo", "kl", "k3"),
+        ("grpo", "kl_coef", 0.7),
+    ],
+)
+def test_a_number_of_the_recipe_reaches_the_loss(folder: Path, method: str, field: str, value: Any) -> None:
+    losses = []
+    for fields in ({}, {field: value}):
+        settings = config(method=method, preferences=(TASKS,), **{"kl_coef": 1.0, **fields})
+        train, heldout = split(settings)
+        worker = Worker(0, 1, 0, "", "", None)
+        kind = Pairs if method in PREFERENCE else Rollouts
+        learner: Any = kind(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, train, heldout)
+        batch = learner.batch(0)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in learner.model.parameters():  # away from the reference
+                weight += 0.02 * torch.randn_like(weight)
+            losses.append(float(learner.objective(learner.model, batch)[0]))
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"tasks": ()}, "give tasks"),
         ({"method": "dpo"}, "give preferences"),
         ({"group_size": 5}, "multiple of group_size"),
+        ({"kl": "k1"}, "k2"),
+        ({"label_smoothing": 0.5}, "less than 0.5"),
     ],
 )
-def test_a_method_without_its_data_is_refused(fields: dict, said: str) -> None:
+def test_a_method_without_its_data_or_with_wrong_numbers_is_refused(fields: dict, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         config(**fields)

@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from alone import Alone, folder_of, make_tokens
 
-from cluster.align.instruct import CANVAS, InstructConfig, instruct_worker
-from cluster.align.rlhf import RlhfConfig, rlhf_worker
+from cluster.align.config import RlhfConfig
+from cluster.align.instruct import CANVAS, InstructConfig, Instruction, instruct_worker
+from cluster.align.rlhf import Alignment, rlhf_worker
 from cluster.data.rows import TokenRows
 from cluster.data.tokenizer.chat import ChatRows
-from cluster.data.tokenizer.tokenizer import Tokenizer, TokenizerConfig
-from cluster.data.tokenizer.training import train as train_tokenizer
+from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.evaluate.evaluate import EvaluateConfig, delta_bits, score_source
 from cluster.serve.generator import Generator, unmasking_of
 from cluster.serve.pyfunc import _options
-from cluster.train.fit import Worker
-from cluster.train.pretrain import PretrainConfig, batch_for, numbers, pretrain_worker
+from cluster.train.loop import batch_for, numbers, objective_for
+from cluster.train.pretrain import PretrainConfig, Pretraining, pretrain_worker
 from model.checkpoint import load_model
 from model.config import ModelConfig
 from model.train_config import TrainConfig
 
-TEXTS = ["The quick brown fox jumps over the lazy dog.", "What is 2 + 3? The answer is 5."]
 TRAIN = TrainConfig(
     objective="masked_diffusion",
     steps=80,
@@ -42,54 +41,9 @@ SHAPE = ModelConfig(causal=False, d_model=32, n_layers=2, n_heads=2, max_seq_len
 CHAT = "generated://arithmetic?n=60&digits=1&cot=0"
 
 
-class Alone(Worker):
-    """A rank without Ray and without a store, that keeps its last checkpoint and its curve."""
-
-    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1):
-        super().__init__(rank, world_size, 0, "", "", None)
-        self.folder = folder
-
-    def resume(self) -> None:
-        return None
-
-    def stopping(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        pass
-
-    def save(self, step: int, write: Any, keep: int = 2) -> None:
-        write(self.folder)
-
-    @property
-    def losses(self) -> list[float]:
-        return [e["values"]["loss"] for e in self.events]
-
-
-def folder_of(path: Path) -> Any:
-    return SimpleNamespace(path=lambda: path)
-
-
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokens artifact and its tokenizer in one folder."""
-    import json
-
-    folder = tmp_path_factory.mktemp("tokens")
-    tokenizer = train_tokenizer(TEXTS * 50, TokenizerConfig(vocab_size=320))
-    tokenizer.save(folder)
-    splits = {}
-    for split, count in (("train", 200), ("validation", 6)):
-        ids = [tokenizer.encode(TEXTS[i % 2] * (1 + i % 3), bos=True, eos=True) for i in range(count)]
-        np.concatenate(ids).astype("<u2").tofile(folder / f"{split}.bin")
-        np.save(folder / f"{split}.docs.npy", np.cumsum([0, *map(len, ids)]))
-        np.save(folder / f"{split}.bytes.npy", np.array([len(TEXTS[i % 2]) * (1 + i % 3) for i in range(count)]))
-        names = {"file": f"{split}.bin", "documents_file": f"{split}.docs.npy", "bytes_file": f"{split}.bytes.npy"}
-        splits[split] = {"shards": [names], "tokens": sum(map(len, ids)), "documents": count}
-    index = {"dtype": "<u2", "vocab_size": tokenizer.vocab_size, "sources": {"prose": splits}}
-    ids = {f"{n}_id": getattr(tokenizer, f"{n}_id") for n in ("pad", "bos", "eos")}
-    (folder / "index.json").write_text(json.dumps(index | ids))
-    return folder
+    return make_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +53,11 @@ def model(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Tokenizer(tokens).save(folder)
     worker = Alone(folder)
     pretraining = PretrainConfig(model=SHAPE, train=TRAIN, seed=1)
-    pretrain_worker(worker, {"config": pretraining, "tokens": folder_of(tokens), "tokenizer": folder_of(tokens)})
+    pretrain_worker(worker, Pretraining(pretraining, folder_of(tokens), folder_of(tokens)))
     assert np.mean(worker.losses[-5:]) < 0.6 * worker.losses[0]
     worker = Alone(folder)
     tuning = InstructConfig(data=(CHAT,), train=replace(TRAIN, steps=30), replay=0.25)
-    instruct_worker(worker, {"config": tuning, "model": folder_of(folder), "tokens": folder_of(tokens)})
+    instruct_worker(worker, Instruction(tuning, folder_of(folder), folder_of(tokens)))
     assert np.mean(worker.losses[-5:]) < 0.8 * worker.losses[0]
     return folder
 
@@ -127,11 +81,11 @@ def test_bits_per_byte_are_a_bound_below_the_unigram_s(model: Path, tokens: Path
 def test_every_number_of_workers_hides_the_same_tokens(tokens: Path) -> None:
     chat = ChatRows([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 40,
                     Tokenizer(tokens), 48, ahead=0, tail=CANVAS)  # fmt: skip
-    config = SHAPE.with_vocabulary(320)
+    objective = objective_for(TRAIN, SHAPE.with_vocabulary(320), seed=2)
 
     def batch(rank: int, world_size: int) -> Any:
         worker = Alone(tokens, rank, world_size)
-        return batch_for(TRAIN, config, chat.batch(3, 8, rank, world_size), numbers(worker, 24, 8), seed=2)
+        return batch_for(objective, chat.batch(3, 8, rank, world_size), numbers(worker, 24, 8))
 
     whole = batch(0, 1)
     assert (whole.tokens_BT == 320).any()
@@ -168,6 +122,6 @@ def test_a_causal_model_has_no_steps(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_where_the_model_is_known(model: Path, tokens: Path) -> None:
     tuning = InstructConfig(data=(CHAT,), train=TrainConfig(steps=1, batch_size=8, seq_len=48))
     with pytest.raises(ValueError, match="train it with objective"):
-        instruct_worker(Alone(model), {"config": tuning, "model": folder_of(model), "tokens": folder_of(tokens)})
+        instruct_worker(Alone(model), Instruction(tuning, folder_of(model), folder_of(tokens)))
     with pytest.raises(ValueError, match=r"leave \[rlhf\] out"):
-        rlhf_worker(Alone(model), {"config": RlhfConfig(tasks=(CHAT,)), "model": folder_of(model)})
+        rlhf_worker(Alone(model), Alignment(RlhfConfig(tasks=(CHAT,)), folder_of(model)))

@@ -18,7 +18,8 @@ from cluster.errors import UserError
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Stage, Step, Surroundings, run_step
 from cluster.store.artifact import Artifacts
-from cluster.train.fit import Worker, _hold_lines, fit
+from cluster.train.fit import _hold_lines, fit
+from cluster.train.worker import Worker
 from tests.given_summary import Given
 
 

@@ -13,7 +13,6 @@ from model.objectives.preference import (
     pair_logprobs,
     preference,
     preference_loss,
-    reward_model_loss,
 )
 
 CONFIGS = [
@@ -58,11 +57,6 @@ def test_gradients_equal_finite_differences(config):
     chosen, rejected, reference, lengths = make()
     inputs = (chosen.clone().requires_grad_(), rejected.clone().requires_grad_())
     assert torch.autograd.gradcheck(lambda c, r: preference_loss(c, r, reference, lengths, config)[0], inputs)
-
-
-def test_a_reward_model_s_loss_is_bradley_terry_s():
-    loss = reward_model_loss(torch.tensor([2.0]), torch.tensor([0.5]), margin=0.5)
-    assert float(loss) == pytest.approx(softplus(-(2.0 - 0.5 - 0.5)))
 
 
 def test_at_the_reference_dpo_starts_from_log_two_and_a_step_prefers_the_chosen():

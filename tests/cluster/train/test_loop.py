@@ -1,0 +1,80 @@
+"""The loop on a rank: its summary's figures, and an objective that nobody here knew."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alone import Alone, folder_of, make_tokens
+
+from cluster.train.loop import objective_for, run_trainer
+from cluster.train.pretrain import PretrainConfig, Pretraining, pretrain_worker
+from flows.recipe_errors import RecipeError
+from flows.recipe_read import read_recipe
+from model import trainer
+from model.config import ModelConfig
+from model.objectives import registry
+from model.train_config import TrainConfig
+
+SHAPE = ModelConfig(d_model=32, n_layers=1, n_heads=2, max_seq_len=64)
+TRAIN = TrainConfig(steps=12, batch_size=4, seq_len=32, lr=1e-2, warmup_steps=2, checkpoint_every=0)
+
+
+def test_the_rate_of_a_training_is_the_median_step_s_without_the_first_fifth(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rates = [900.0, 1.0, *(5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0)]  # of the last eight the median is 9
+
+    def train(model: Any, batches: Any, config: TrainConfig, **given: Any) -> trainer.TrainResult:
+        for step, rate in enumerate(rates, 1):
+            given["on_step"](trainer.StepReport(step, 1.0, 0.1, 1.0, 8, rate, rate / 1000, 0.1, 0))
+        return trainer.TrainResult(len(rates), False, 1.0, 80, 0, 1.0, "fp32")
+
+    monkeypatch.setattr(trainer, "train", train)
+    from model.decoder import Decoder
+
+    model = Decoder(SHAPE.with_vocabulary(31))
+    summary = run_trainer(Alone(tmp_path), model, lambda step: None, TRAIN, lambda model, batch: None)
+    assert isinstance(summary, dict)
+    assert (summary["tokens_per_second"], summary["mfu"]) == (9.0, 0.009)
+
+
+THROW_AWAY = '''
+    """Repeat a token: a new objective is one file and one entry in the registry."""
+
+    from model.objectives.next_token import NextToken
+
+
+    class Repeat(NextToken):
+        def batch(self, rows, samples_B):
+            assert ((rows.targets_BT == rows.tokens_BT) | (rows.targets_BT < 0)).all(), "targets are 0 ahead"
+            return rows
+'''
+
+
+@pytest.fixture
+def throw_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "repeat.py").write_text(textwrap.dedent(THROW_AWAY))
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = registry.Objective("repeat:Repeat", 0, True, "looks at a token", "causal", "exact")
+    monkeypatch.setitem(registry.OBJECTIVES, "repeat", entry)
+
+
+def test_an_objective_is_one_file_and_one_entry(throw_away: None, tmp_path: Path) -> None:
+    recipe = read_recipe("demo", ["train.objective=repeat"])
+    assert recipe.train.objective == "repeat"
+    with pytest.raises(RecipeError, match=r"repeat looks at a token: it needs model\.causal = true"):
+        read_recipe("demo", ["train.objective=repeat", "model.causal=false"])
+    tokens = make_tokens(tmp_path / "tokens")
+    worker = Alone(tmp_path)
+    config = PretrainConfig(model=SHAPE, train=replace(TRAIN, objective="repeat"))
+    pretrain_worker(worker, Pretraining(config, folder_of(tokens), folder_of(tokens)))
+    assert worker.losses[-1] < 0.6 * worker.losses[0]
+
+
+def test_the_objective_of_a_recipe_is_told_why_a_model_does_not_suit() -> None:
+    with pytest.raises(ValueError, match="masked_diffusion fills in tokens from both sides"):
+        objective_for(replace(TRAIN, objective="masked_diffusion"), SHAPE, 0)
