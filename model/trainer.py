@@ -3,9 +3,9 @@
     each step: micro-batches -> sums of losses and of gradients -> ONE all-reduce -> / number of valid tokens
                -> clip by global norm -> optimizer -> report -> maybe checkpoint
 
-Gradients are views of one flat fp32 buffer whose tail carries the step's scalars (loss, valid tokens, the
-wish to stop), so that one fixed all-reduce per step settles everything: N steps equal k steps, a resume and N
-- k steps bit for bit, and no rank can stop alone. The loss is a sum over the *global* batch's valid tokens
+Gradients are views of one flat fp32 buffer whose tail carries the step's scalars (loss, valid tokens, the wish to stop;
+see parallel/replicated.py), so that one fixed all-reduce per step settles everything: N steps equal k steps, a resume
+and N - k steps bit for bit, and no rank can stop alone. The loss is a sum over the *global* batch's valid tokens
 divided by their number, so micro-batches, uneven masks and the number of workers don't change it.
 """
 
@@ -68,9 +68,7 @@ class StepReport:
 
 @dataclass
 class TrainerState:
-    """What `trainer.json` holds beside weights and optimizer; `extra` is the caller's (e.g. its events'
-    offset).
-    """
+    """What `trainer.json` holds beside weights and optimizer; `extra` is the caller's."""
 
     step: int = 0
     tokens: int = 0

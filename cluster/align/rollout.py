@@ -2,8 +2,8 @@
 
     prompts of this step ─▶ group_size samples each at temperature 1, nothing truncated ─▶ verify ─▶ advantage
 
-Sampling is exactly the policy's own law, so that the importance ratio has no bias; an answer that was cut off by
-max_new_tokens has no reward, since it never ended.
+Sampling is from exactly the policy's own distribution, so that the importance ratio has no bias; an answer that was cut
+off by max_new_tokens has no reward, since it never ended.
 """
 
 from __future__ import annotations

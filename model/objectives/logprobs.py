@@ -1,5 +1,4 @@
-"""Log-probabilities of given tokens, in chunks, with a gradient for each: for preference and policy
-objectives.
+"""Log-probabilities of given tokens, in chunks, with a gradient for each: for preferences and policies.
 
     logp[n] = z[n, target[n]] - logsumexp(z[n]),   z = cap(W h)
 

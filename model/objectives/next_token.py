@@ -26,8 +26,10 @@ WIDE_ELEMENTS = 1 << 20  # half-precision logits of which a CPU takes the softma
 
 
 class Batch(NamedTuple):
-    """Rows of packed documents. targets are the next tokens, IGNORE (-100) where there is no loss; positions
-    restart at 0 with each document. All (B, T) int64."""
+    """Rows of packed documents, all (B, T) int64.
+
+    targets are the next tokens, IGNORE (-100) where there is no loss; positions restart at 0 with each document.
+    """
 
     tokens_BT: Tensor
     targets_BT: Tensor

@@ -26,9 +26,7 @@ Reduction = Literal["token", "sequence", "constant"]
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The loss of a sampled batch. Defaults: Dr. GRPO, with a light KL by k2, whose gradient is unbiased on
-    policy.
-    """
+    """The loss of a sampled batch. Defaults: Dr. GRPO, and k2, whose gradient is unbiased on policy."""
 
     advantage: Advantage = "dr_grpo"
     clip_low: float = 0.2

@@ -32,8 +32,10 @@ class PreferenceConfig:
 
 
 class PreferenceBatch(NamedTuple):
-    """P pairs; masks mark each completion's tokens; reference_P2 holds the reference's (chosen, rejected)
-    sums of log-probabilities."""
+    """P pairs of completions of one prompt each, right-padded.
+
+    Masks mark each completion's tokens; reference_P2 has the reference's (chosen, rejected) sums of log-probabilities.
+    """
 
     chosen_PT: Tensor
     chosen_mask_PT: Tensor

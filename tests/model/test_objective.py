@@ -34,7 +34,7 @@ def test_a_model_of_the_right_kind_learns_by_its_name_alone(name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_model_of_the_wrong_kind_is_told_what_would_suit(name):
+def test_a_model_of_the_wrong_kind_is_refused_with_what_would_suit(name):
     kind = OBJECTIVES[name]
     assert problem(name, kind.causal) is None
     others = [other for other, o in OBJECTIVES.items() if o.causal != kind.causal]

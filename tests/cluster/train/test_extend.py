@@ -32,6 +32,6 @@ def test_only_the_context_and_rope_change() -> None:
         ({}, {"max_seq_len": 128}, "no longer than the model's 128"),
     ],
 )
-def test_what_cannot_be_extended_is_told(model: dict[str, Any], config: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_extended_is_refused(model: dict[str, Any], config: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         extended(ModelConfig(vocab_size=97, max_seq_len=128, **model), ExtendConfig(**config))

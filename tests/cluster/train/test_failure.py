@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,6 @@ class Config(BaseModel):
     marker: str
 
 
-@dataclass(frozen=True)
-class Given:
-    config: Config
-
-
 class Odd(Exception):
     """Can't be made again from its words."""
 
@@ -52,7 +46,7 @@ class Odd(Exception):
 KINDS = {"ValueError": ValueError, "KeyError": KeyError, "UserError": UserError, "Odd": lambda w: Odd(w, w)}
 
 
-def train_and_fail(worker: Worker, given: Given) -> dict | StoppedAt:
+def train_and_fail(worker: Worker, config: Config) -> dict | StoppedAt:
     """A training of a tiny model, of which one rank raises at its third step."""
     import torch
 
@@ -60,7 +54,7 @@ def train_and_fail(worker: Worker, given: Given) -> dict | StoppedAt:
     from model.decoder import Decoder
     from model.objectives.next_token import Batch, next_token
 
-    config, begun = given.config, 0
+    begun = 0
 
     def fail(where: str) -> None:
         if where == config.where and worker.rank == config.rank and begun > 2:
@@ -89,7 +83,7 @@ def train_and_fail(worker: Worker, given: Given) -> dict | StoppedAt:
 
 
 def never_ends(ws: Any) -> Summary:
-    fit(ws, train_and_fail, Given(ws.config))
+    fit(ws, train_and_fail, ws.config)
     return Summary()
 
 

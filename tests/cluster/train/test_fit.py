@@ -33,9 +33,8 @@ class Config(BaseModel):
     note_pid: bool = False
 
 
-def count(worker: Worker, payload: dict) -> dict:
+def count(worker: Worker, config: Config) -> dict:
     """Counts to `steps`, a point of the curve each, a checkpoint at every second; dies once where it is told to."""
-    config: Config = payload["config"]
     if config.refuse:
         raise UserError("the recipe asks for what can't be")
     if config.note_pid:
@@ -54,7 +53,7 @@ def count(worker: Worker, payload: dict) -> dict:
 
 
 def run(ws: Any) -> Given:
-    return Given(fit(ws, count, {"config": ws.config}))
+    return Given(fit(ws, count, ws.config))
 
 
 COUNT = Stage("count", "count", 1, Config, run, Given)
@@ -92,7 +91,7 @@ def test_a_dead_worker_is_restarted_and_its_curve_has_every_step_once(ray_local:
 
 
 @pytest.mark.slow
-def test_a_users_mistake_on_a_worker_is_told_as_it_is_and_not_tried_again(ray_local: Any, tmp_path: Path) -> None:
+def test_a_users_mistake_on_a_worker_is_raised_as_it_is_and_not_tried_again(ray_local: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^the recipe asks for what can't be$"):
         go(tmp_path, refuse=True)
 
@@ -115,7 +114,7 @@ def test_recall_gives_what_is_on_the_curve_at_a_step() -> None:
         ({"workers": 2, "cpus_per_worker": 2}, "lower workers or cpus_per_worker"),
     ],
 )
-def test_a_cluster_that_is_too_small_is_told_before_anything_waits(ray_local: Any, config: dict, said: str) -> None:
+def test_a_cluster_that_is_too_small_is_refused_before_anything_waits(ray_local: Any, config: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Session(ClusterConfig.model_validate(config)).workers()
 

@@ -43,9 +43,9 @@ def test_a_sequence_is_scored_where_the_mask_says(model):
     mask[0, 4:7], mask[1, 1:] = True, True
     given = sequence_logprobs(model, tokens, mask)
     hidden, _ = model(tokens)
-    law = model.logits(hidden).log_softmax(-1)
+    distribution = model.logits(hidden).log_softmax(-1)
     expected = torch.zeros(3, 12)
-    expected[:, 1:] = law[:, :-1].gather(2, tokens[:, 1:, None]).squeeze(-1)
+    expected[:, 1:] = distribution[:, :-1].gather(2, tokens[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(given, expected * mask, rtol=1e-4, atol=1e-4)
 
 

@@ -179,7 +179,7 @@ def test_the_estimate_converges_to_the_mean_over_all_orders_which_is_the_integra
 
 
 def context_free() -> tuple[Decoder, torch.Tensor]:
-    """A model whose law is the same everywhere, and that law's logarithm, (V,) without [MASK]."""
+    """A model whose distribution is the same everywhere, and its logarithm, (V,) without [MASK]."""
     model = lively(ModelConfig(**SMALL, causal=False, norm="layernorm", bias=True))
     with torch.no_grad():
         model.norm.weight.zero_()
