@@ -22,7 +22,7 @@ def graph(recipe: Recipe) -> list[Step]:
     """The steps of a recipe, each after those it reads."""
     from cluster.align import instruct, rlhf
     from cluster.data import corpus, filter, pack
-    from cluster.data.tokenizer import tokenizer
+    from cluster.data.tokenizer import training as tokenizer
     from cluster.evaluate import evaluate
     from cluster.release import release
     from cluster.train import extend

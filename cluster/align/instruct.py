@@ -52,8 +52,8 @@ def run_instruct(ws: Workspace) -> dict:
 def instruct_worker(worker: Worker, payload: dict) -> dict:
     import numpy as np
 
+    from cluster.data.chat_rows import ChatRows
     from cluster.data.rows import RowBatch, TokenRows
-    from cluster.data.tokenizer.chat import ChatRows
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_model
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.data.examples import examples
-from cluster.data.parallel import text_hash
+from cluster.data.held_out import one_in
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.train.fit import Worker, fit
@@ -167,7 +167,7 @@ def asked(item: dict) -> str:
 
 
 def one_in_ten(item: dict) -> bool:
-    return text_hash(asked(item), "heldout") % 10 == 0
+    return one_in(10, asked(item), "heldout")
 
 
 RLHF = Stage(name="rlhf", kind="model", version=1, config=RlhfConfig, run=run_rlhf, external=external)

@@ -14,9 +14,10 @@ import torch
 
 from cluster.align.instruct import CANVAS, InstructConfig, instruct_worker
 from cluster.align.rlhf import RlhfConfig, rlhf_worker
+from cluster.data.chat_rows import ChatRows
 from cluster.data.rows import TokenRows
-from cluster.data.tokenizer.chat import ChatRows
-from cluster.data.tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.data.tokenizer.training import train as train_tokenizer
 from cluster.evaluate.evaluate import EvaluateConfig, delta_bits, score_source
 from cluster.serve.generator import Generator, unmasking_of
