@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.filters.normalise import Normalisation
-from cluster.data.filters.rules import RuleSet, Thresholds
+from cluster.data.filters.registry import AnyThresholds, RuleName, Thresholds, filters, judge
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
 from cluster.data.streaming import ordered, stop_check
 from cluster.errors import UserError, did_you_mean
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from cluster.data.filters.contract import Filter
     from cluster.stage import Workspace
     from cluster.store.artifact import Artifact
 
@@ -56,10 +57,10 @@ class FilterConfig(BaseModel):
     normalise: Normalisation | dict[str, Normalisation] = Field(
         "text", description='"text", "code" or "none", or a table by source: { code = "code", "*" = "text" }'
     )
-    rules: tuple[RuleSet, ...] | dict[str, tuple[RuleSet, ...]] = Field(
+    rules: tuple[RuleName, ...] | dict[str, tuple[RuleName, ...]] = Field(
         ("gopher",), description='rule sets, or a table by source: { code = ["code"], "*" = ["gopher"] }'
     )
-    thresholds: Thresholds = Thresholds()
+    thresholds: AnyThresholds = Field(default_factory=Thresholds)
     dedup: DedupConfig = DedupConfig()
 
 
@@ -118,7 +119,12 @@ def _judge_all(workspace: Workspace, corpus: Artifact, folder: Path, tally: _Tal
     groups = [group for group in row_groups(corpus.path()) if group.rows]
     total, done = sum(group.bytes for group in groups), 0
     fingers, writer = _Fingers(), ShardWriter(folder)
-    judged = ordered(judge_group, groups, corpus, config, check=stop_check(workspace))
+    # The filters themselves go to the workers, so that one that only this process knows works there too.
+    chosen = {
+        source: filters(by_source(config.rules, source, ("gopher",)), config.thresholds)
+        for source in (*corpus.summary.get("sources", {}), ALL)
+    }
+    judged = ordered(judge_group, groups, corpus, config.normalise, chosen, config.dedup, check=stop_check(workspace))
     for group, table in zip(groups, judged, strict=True):
         writer.write(fingers.take(tally.drop_judged(table)))
         done += group.bytes
@@ -127,8 +133,14 @@ def _judge_all(workspace: Workspace, corpus: Artifact, folder: Path, tally: _Tal
     return fingers
 
 
-def judge_group(group: RowGroup, corpus: Artifact, config: FilterConfig) -> pa.Table:
-    """What a worker does with a row group: normalise, apply the rules, and hash what passes.
+def judge_group(
+    group: RowGroup,
+    corpus: Artifact,
+    normalisation: Normalisation | dict[str, Normalisation],
+    chosen: dict[str, list[Filter[Any]]],
+    dedup: DedupConfig,
+) -> pa.Table:
+    """What a worker does with a row group: normalise, judge by the source's filters, and hash what passes.
 
     Returns (id, source, text, reason, detail, digest, bands), a row for each document.
     """
@@ -137,18 +149,17 @@ def judge_group(group: RowGroup, corpus: Artifact, config: FilterConfig) -> pa.T
 
     from cluster.data.filters.dedup import MinHash, digest
     from cluster.data.filters.normalise import normalise
-    from cluster.data.filters.quality import judge
 
-    documents, dedup = read_group(corpus.path(verify=False), group), config.dedup
+    documents = read_group(corpus.path(verify=False), group)
     texts: list[str] = documents.column("text").to_pylist()
     sources = documents.column("source").to_pylist()
     reasons: list[str | None] = [None] * len(texts)
     details = [""] * len(texts)
     for source in dict.fromkeys(sources):
         rows = [i for i, s in enumerate(sources) if s == source]
-        kind = by_source(config.normalise, source, "text")
+        kind = by_source(normalisation, source, "text")
         normal = [normalise(texts[i], kind) for i in rows]
-        verdicts = judge(normal, by_source(config.rules, source, ("gopher",)), config.thresholds)
+        verdicts = judge(normal, by_source(chosen, source, []))
         for row, (text, reason, detail) in zip(rows, verdicts, strict=True):
             texts[row], reasons[row], details[row] = text, reason, detail
     passing = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]

@@ -66,8 +66,9 @@ def stream(
     import ray
 
     window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    options: Any = {"num_cpus": 1, "max_retries": RETRIES, "num_returns": "streaming"}
-    remote: Any = ray.remote(**options, _generator_backpressure_num_objects=UNREAD)(task)
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "num_returns": "streaming"}
+    options["_generator_backpressure_num_objects"] = UNREAD
+    remote: Any = ray.remote(**options)(task)
     references = [ray.put(value) for value in shared]
     in_flight: deque[_Running] = deque()
     remaining = iter(units)
