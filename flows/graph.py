@@ -117,7 +117,7 @@ LINE: list[Place] = [
     Place("corpus", "cluster.data.corpus:STAGE", (), ("corpus",), config=reading),
     Place("filter", "cluster.data.filter:STAGE", ("corpus",), ("documents",), config=as_written("filter")),
     Place(
-        "tokenizer", "cluster.data.tokenizer.tokenizer:STAGE", ("documents",), ("tokenizer",),
+        "tokenizer", "cluster.data.tokenizer.training:STAGE", ("documents",), ("tokenizer",),
         config=as_written("tokenizer"),
     ),
     Place("pack", "cluster.data.pack:STAGE", ("documents", "tokenizer"), ("tokens",), config=as_written("pack")),

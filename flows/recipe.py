@@ -25,7 +25,7 @@ from cluster.data.corpus import CorpusConfig
 from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig
 from cluster.data.readers.sources import Source
-from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.errors import UserError
 from cluster.evaluate.evaluate import EvaluateConfig
 from cluster.release.release import ReleaseConfig

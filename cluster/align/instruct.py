@@ -74,8 +74,8 @@ def run_instruct(ws: Workspace) -> InstructSummary:
 def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
     import numpy as np
 
+    from cluster.data.chat_rows import ChatRows
     from cluster.data.rows import RowBatch, TokenRows
-    from cluster.data.tokenizer.chat import ChatRows
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_model
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from cluster.align.config import PREFERENCE, RlhfConfig, policy_problem
 from cluster.align.cost import rlhf_cost
 from cluster.data.examples import examples
-from cluster.data.parallel import text_hash
+from cluster.data.held_out import one_in
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
@@ -137,7 +137,7 @@ def asked(item: dict) -> str:
 
 
 def one_in_ten(item: dict) -> bool:
-    return text_hash(asked(item), "heldout") % 10 == 0
+    return one_in(10, asked(item), "heldout")
 
 
 STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost)

@@ -1,7 +1,7 @@
 """Stage `corpus`: the recipe's [[sources]] become documents with id, source and text.
 
-    sources ── Ray Data: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
-                                               └─▶ quarantine.jsonl            (source, where, reason, excerpt)
+    sources ── Ray: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
+                                         └─▶ quarantine.jsonl            (source, where, reason, excerpt)
 
 What can't become a document (broken UTF-8, a line beyond all measure, a truncated archive, …) is counted and
 quarantined by its reason, and the rest goes through: see reading.py. Documents come out in the order of the
@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.data.readers import installed
 from cluster.data.readers.sources import Source, find_files, plan, read_part
 from cluster.data.shards import ShardWriter
-from cluster.data.streaming import stream
+from cluster.data.streaming import Check, stop_check, stream
 from cluster.data.summaries import CorpusSummary
-from cluster.errors import Stopped, UserError
+from cluster.errors import UserError
 from cluster.stage import Stage
 
 if TYPE_CHECKING:
@@ -119,13 +119,11 @@ def run(workspace: Workspace) -> CorpusSummary:
     tallies = {source.name: _Tally() for source in config.sources}
     writer = ShardWriter(workspace.out)
     with (workspace.out / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine:
-        for table in _tables(config, plans, tallies):
+        for table in _tables(config, plans, tallies, stop_check(workspace)):
             documents = _split(table, tallies, quarantine)
             writer.write(documents)
             done = before[table.column("part")[-1].as_py()] + table.column("read")[-1].as_py()
             workspace.progress(done, total, f"{writer.documents:,} documents  {writer.bytes / 1e6:,.1f} MB")
-            if workspace.stopping():
-                raise Stopped("Stopped while reading the sources; the same command reads them again.")
     writer.close()
     for source in config.sources:
         _check_source(source, tallies[source.name])
@@ -133,13 +131,15 @@ def run(workspace: Workspace) -> CorpusSummary:
 
 
 def _tables(
-    config: CorpusConfig, plans: dict[str, list[dict[str, Any]]], tallies: dict[str, _Tally]
+    config: CorpusConfig, plans: dict[str, list[dict[str, Any]]], tallies: dict[str, _Tally], check: Check
 ) -> Iterator[pa.Table]:
     """All sources' tables in order. A capped source is a stream of its own, which ends at its cap."""
     for capped, group in groupby(config.sources, key=lambda s: s.name if s.capped else ""):
         sources = list(group)
         parts = [part for source in sources for part in plans[source.name]]
-        for table in stream(parts, read_part, name="corpus"):
+        for table in stream(read_part, parts, check=check):
+            if not table.num_rows:
+                continue
             if not capped:
                 yield table
                 continue

@@ -1,6 +1,6 @@
 """Stage `filter`: documents worth learning from, each once.
 
-    corpus ══ Ray Data: normalise → quality rules → hash, MinHash ══▶ candidates (driver's disk, in order)
+    corpus ══ Ray: normalise → quality rules → hash, MinHash ══▶ candidates (driver's disk, in order)
            ── driver: group equal hashes and bands, smallest id stays ──▶ documents-00000.parquet …
                                                                      └─▶ removed.parquet (id, source, reason, detail)
 
@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.filters.normalise import Normalisation
-from cluster.data.filters.rules import RuleSet, Thresholds
+from cluster.data.filters.registry import AnyThresholds, RuleName, Thresholds, filters, judge
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
-from cluster.data.streaming import stream
+from cluster.data.streaming import ordered, stop_check
 from cluster.data.summaries import FilterSummary
-from cluster.errors import Stopped, UserError, did_you_mean
+from cluster.errors import UserError, did_you_mean
 from cluster.stage import Stage
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from cluster.data.filters.contract import Filter
     from cluster.stage import Workspace
     from cluster.store.artifact import Artifact
 
@@ -57,10 +58,10 @@ class FilterConfig(BaseModel):
     normalise: Normalisation | dict[str, Normalisation] = Field(
         "text", description='"text", "code" or "none", or a table by source: { code = "code", "*" = "text" }'
     )
-    rules: tuple[RuleSet, ...] | dict[str, tuple[RuleSet, ...]] = Field(
+    rules: tuple[RuleName, ...] | dict[str, tuple[RuleName, ...]] = Field(
         ("gopher",), description='rule sets, or a table by source: { code = ["code"], "*" = ["gopher"] }'
     )
-    thresholds: Thresholds = Thresholds()
+    thresholds: AnyThresholds = Field(default_factory=Thresholds)
     dedup: DedupConfig = DedupConfig()
 
 
@@ -116,75 +117,71 @@ def run(workspace: Workspace) -> FilterSummary:
 def _judge_all(workspace: Workspace, corpus: Artifact, folder: Path, tally: _Tally) -> _Fingers:
     """Stream all documents through the workers; those that pass are written to `folder`, in order."""
     config: FilterConfig = workspace.config
-    groups = row_groups(corpus.path())
-    judge = Judge(config, corpus)
+    groups = [group for group in row_groups(corpus.path()) if group.rows]
     total, done = sum(group.bytes for group in groups), 0
-    sizes = {group.first: group.bytes for group in groups}
     fingers, writer = _Fingers(), ShardWriter(folder)
-    for table in stream([group._asdict() for group in groups], judge, name="filter"):
-        for first in set(table.column("group").to_pylist()):
-            done += sizes.pop(first, 0)
+    # The filters themselves go to the workers, so that one that only this process knows works there too.
+    chosen = {
+        source: filters(by_source(config.rules, source, ("gopher",)), config.thresholds)
+        for source in (*corpus.summary.get("sources", {}), ALL)
+    }
+    judged = ordered(judge_group, groups, corpus, config.normalise, chosen, config.dedup, check=stop_check(workspace))
+    for group, table in zip(groups, judged, strict=True):
         writer.write(fingers.take(tally.drop_judged(table)))
+        done += group.bytes
         workspace.progress(done, total, f"{writer.documents:,} of {tally.seen:,} documents pass")
-        if workspace.stopping():
-            raise Stopped("Stopped while filtering; the same command filters again from the corpus.")
     writer.close()
     return fingers
 
 
-class Judge:
-    """What a worker does with a row group: normalise, apply the rules, and hash what passes."""
+def judge_group(
+    group: RowGroup,
+    corpus: Artifact,
+    normalisation: Normalisation | dict[str, Normalisation],
+    chosen: dict[str, list[Filter[Any]]],
+    dedup: DedupConfig,
+) -> pa.Table:
+    """What a worker does with a row group: normalise, judge by the source's filters, and hash what passes.
 
-    def __init__(self, config: FilterConfig, corpus: Artifact):
-        self.config, self.corpus = config, corpus
+    Returns (id, source, text, reason, detail, digest, bands), a row for each document.
+    """
+    import numpy as np
+    import pyarrow as pa
 
-    def __call__(self, part: dict[str, Any]) -> Iterator[pa.Table]:
-        """Tables of (id, source, text, reason, detail, digest, bands, group)."""
-        group = RowGroup(**part)
-        yield self.table(read_group(self.corpus.path(verify=False), group), group.first)
+    from cluster.data.filters.dedup import MinHash, digest
+    from cluster.data.filters.normalise import normalise
 
-    def table(self, documents: pa.Table, first: int) -> pa.Table:
-        import numpy as np
-        import pyarrow as pa
-
-        from cluster.data.filters.dedup import MinHash, digest
-        from cluster.data.filters.normalise import normalise
-        from cluster.data.filters.quality import judge
-
-        config, dedup = self.config, self.config.dedup
-        texts: list[str] = documents.column("text").to_pylist()
-        sources = documents.column("source").to_pylist()
-        reasons: list[str | None] = [None] * len(texts)
-        details = [""] * len(texts)
-        for source in dict.fromkeys(sources):
-            rows = [i for i, s in enumerate(sources) if s == source]
-            kind = by_source(config.normalise, source, "text")
-            normal = [normalise(texts[i], kind) for i in rows]
-            verdicts = judge(normal, by_source(config.rules, source, ("gopher",)), config.thresholds)
-            for row, (text, reason, detail) in zip(rows, verdicts, strict=True):
-                texts[row], reasons[row], details[row] = text, reason, detail
-        passing = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
-        bands = np.zeros((len(texts), dedup.bands if dedup.near else 0), np.uint64)
-        if dedup.near and passing:
-            minhash = MinHash(dedup.bands, dedup.rows, dedup.ngram)
-            kept = np.array([reason is None for reason in reasons])
-            bands[kept] = minhash.band_keys(minhash.signatures(passing))
-        hashes = [digest(t) if r is None else bytes(16) for t, r in zip(texts, reasons, strict=True)]
-        return pa.table(
-            {
-                "id": documents.column("id"),
-                "source": documents.column("source"),
-                # a removed document's text is of no further use
-                "text": pa.array(
-                    [t if r is None else "" for t, r in zip(texts, reasons, strict=True)], pa.large_string()
-                ),
-                "reason": pa.array(reasons, pa.string()),
-                "detail": pa.array(details, pa.string()),
-                "digest": pa.array(hashes, pa.binary(16)),
-                "bands": pa.array([row.tobytes() for row in bands], pa.binary()),
-                "group": pa.array([first] * len(texts), pa.int64()),
-            }
-        )
+    documents = read_group(corpus.path(verify=False), group)
+    texts: list[str] = documents.column("text").to_pylist()
+    sources = documents.column("source").to_pylist()
+    reasons: list[str | None] = [None] * len(texts)
+    details = [""] * len(texts)
+    for source in dict.fromkeys(sources):
+        rows = [i for i, s in enumerate(sources) if s == source]
+        kind = by_source(normalisation, source, "text")
+        normal = [normalise(texts[i], kind) for i in rows]
+        verdicts = judge(normal, by_source(chosen, source, []))
+        for row, (text, reason, detail) in zip(rows, verdicts, strict=True):
+            texts[row], reasons[row], details[row] = text, reason, detail
+    passing = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
+    bands = np.zeros((len(texts), dedup.bands if dedup.near else 0), np.uint64)
+    if dedup.near and passing:
+        minhash = MinHash(dedup.bands, dedup.rows, dedup.ngram)
+        kept = np.array([reason is None for reason in reasons])
+        bands[kept] = minhash.band_keys(minhash.signatures(passing))
+    hashes = [digest(t) if r is None else bytes(16) for t, r in zip(texts, reasons, strict=True)]
+    return pa.table(
+        {
+            "id": documents.column("id"),
+            "source": documents.column("source"),
+            # a removed document's text is of no further use
+            "text": pa.array([t if r is None else "" for t, r in zip(texts, reasons, strict=True)], pa.large_string()),
+            "reason": pa.array(reasons, pa.string()),
+            "detail": pa.array(details, pa.string()),
+            "digest": pa.array(hashes, pa.binary(16)),
+            "bands": pa.array([row.tobytes() for row in bands], pa.binary()),
+        }
+    )
 
 
 class _Fingers:

@@ -11,13 +11,14 @@ part.
 A document's bos lets its first token be predicted and its eos its end, so the bits of bos-to-eos code the
 text completely. Whether a document is held out is decided by a hash of its text alone, after the filter:
 copies of a text, also in other sources, are on one side. A source too small for `validation_min_kb` holds out
-its lowest hashes until it has that much, at most half of its documents, and those texts are held out of every
-other source too.
+its lowest hashes until it has that much, at most half of its texts, and those texts are held out of every other
+source too. Copies within a source count once, for the minimum and for the half.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +27,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.data.parallel import documents, ordered, start_ray, stop_check, text_hash
+from cluster.data.held_out import text_hash, threshold
+from cluster.data.shards import RowGroup, documents, row_groups
+from cluster.data.streaming import ordered, stop_check
 from cluster.data.summaries import TokensSummary
+from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.stage import Stage, Workspace
 
 if TYPE_CHECKING:
-    from cluster.data.shards import RowGroup
-    from cluster.data.tokenizer.tokenizer import Tokenizer
     from cluster.store.artifact import Artifact
 
 SPLITS = ("train", "validation")
@@ -51,13 +53,9 @@ class PackConfig(BaseModel):
 
 def run_pack(ws: Workspace) -> TokensSummary:
     """Tokenize all documents on Ray and write them in their order."""
-    from cluster.data.shards import row_groups
-    from cluster.data.tokenizer.tokenizer import Tokenizer
-
     config: PackConfig = ws.config
     artifact, tokenizer = ws.inputs["documents"], Tokenizer(ws.inputs["tokenizer"].path())
     units = row_groups(artifact.path())
-    start_ray(ws)
     check = stop_check(ws)
     surveys = []
     for survey in ordered(survey_unit, units, artifact, config, check=check):
@@ -101,10 +99,9 @@ def summarise(splits: dict) -> TokensSummary:
 
 
 class Survey(NamedTuple):
-    """What the split needs to know of one source in one row group."""
+    """What the split needs to know of one source in one row group: its texts, each once, by their hashes."""
 
-    documents: int
-    hashes: np.ndarray  # uint64, ascending: those below the fraction, and enough to reach the minimum
+    hashes: np.ndarray  # uint64, ascending: the lowest, as many as can matter
     bytes: np.ndarray  # int64, of the texts of `hashes`
 
 
@@ -117,12 +114,14 @@ def survey_unit(unit: RowGroup, artifact: Artifact, config: PackConfig) -> dict[
 
 
 def survey(pairs: list[tuple[int, int]], config: PackConfig) -> Survey:
-    hashes = np.array([h for h, _ in pairs], dtype=np.uint64)
-    sizes = np.array([b for _, b in pairs], dtype=np.int64)
-    order = np.argsort(hashes, kind="stable")
-    hashes, sizes = hashes[order], sizes[order]
-    keep = max(_below(hashes, config.validation_fraction), _reaching(sizes, config.validation_min_kb))
-    return Survey(len(pairs), hashes[:keep], sizes[:keep])
+    """The survey of (hash, bytes) pairs."""
+    hashes, first = np.unique(np.array([h for h, _ in pairs], dtype=np.uint64), return_index=True)
+    sizes = np.array([b for _, b in pairs], dtype=np.int64)[first]
+    # n texts that differ have n - 1 bytes or more, so no more than this are held out for the minimum; where there are
+    # twice as many, the half doesn't bind.
+    most = math.ceil(config.validation_min_kb * 1000) + 1
+    keep = max(_below(hashes, config.validation_fraction), 2 * most)
+    return Survey(hashes[:keep], sizes[:keep])
 
 
 def held_out_hashes(surveys: list[dict[str, Survey]], config: PackConfig) -> np.ndarray:
@@ -130,17 +129,15 @@ def held_out_hashes(surveys: list[dict[str, Survey]], config: PackConfig) -> np.
     chosen = [np.zeros(0, dtype=np.uint64)]
     for source in sorted({s for survey in surveys for s in survey}):
         parts = [s[source] for s in surveys if source in s]
-        hashes = np.concatenate([p.hashes for p in parts])
-        sizes = np.concatenate([p.bytes for p in parts])
-        order = np.argsort(hashes, kind="stable")
-        hashes, sizes = hashes[order], sizes[order]
-        least = min(_reaching(sizes, config.validation_min_kb), sum(p.documents for p in parts) // 2)
+        hashes, first = np.unique(np.concatenate([p.hashes for p in parts]), return_index=True)
+        sizes = np.concatenate([p.bytes for p in parts])[first]
+        least = min(_reaching(sizes, config.validation_min_kb), len(hashes) // 2)
         chosen.append(hashes[: max(_below(hashes, config.validation_fraction), least)])
     return np.unique(np.concatenate(chosen))
 
 
 def _below(hashes: np.ndarray, fraction: float) -> int:
-    return int(np.searchsorted(hashes, np.uint64(fraction * 2.0**64)))
+    return int(np.searchsorted(hashes, np.uint64(threshold(fraction))))
 
 
 def _reaching(sizes: np.ndarray, kb: float) -> int:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cluster.store.artifact import Artifact
+
 SHARD_BYTES = 64 << 20
 GROUP_BYTES = 4 << 20
-COLUMNS = ("id", "source", "text")
 
 
 def schema() -> pa.Schema:
@@ -34,21 +35,18 @@ class ShardWriter:
 
     Args:
         folder: where the shards go; it must exist.
-        extra: further columns after id, source and text.
+        shard_bytes, group_bytes: of text in a shard and a row group; default: SHARD_BYTES, GROUP_BYTES.
     """
 
     def __init__(
         self,
         folder: Path,
-        extra: list[pa.Field] | None = None,
         shard_bytes: int | None = None,
         group_bytes: int | None = None,
     ):
-        import pyarrow as pa
-
         self.folder = folder
         self.shard_bytes, self.group_bytes = shard_bytes or SHARD_BYTES, group_bytes or GROUP_BYTES
-        self.schema = pa.schema([*schema(), *(extra or [])])
+        self.schema = schema()
         self.documents = self.bytes = self.shards = 0
         self._writer = None
         self._pending: list[pa.Table] = []
@@ -142,6 +140,13 @@ def read_group(folder: Path, group: RowGroup) -> pa.Table:
 
     with pq.ParquetFile(folder / group.file) as file:
         return file.read_row_group(group.group, use_threads=False)
+
+
+def documents(artifact: Artifact, group: RowGroup) -> Iterator[tuple[str, str]]:
+    """(source, text) of one row group, in a worker."""
+    table = read_group(artifact.path(verify=False), group)
+    for batch in table.select(["source", "text"]).to_batches(max_chunksize=1024):
+        yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
 def read_documents(folder: Path) -> Iterator[pa.Table]:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.examples import examples
-from cluster.data.parallel import unwrap
+from cluster.data.streaming import unwrap
 from cluster.evaluate.summary import BOUND_ERROR, EvaluationSummary
 from cluster.evaluate.tasks import sample, score_task
 from cluster.stage import Stage, Workspace

@@ -24,7 +24,7 @@ from torch import nn
 from cluster.data import corpus, pack
 from cluster.data.readers.sources import Source
 from cluster.data.rows import TokenRows
-from cluster.data.tokenizer import tokenizer
+from cluster.data.tokenizer import training as tokenizer
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Step, Surroundings, run_step
 from cluster.store.artifact import Artifact, Artifacts

@@ -13,8 +13,7 @@ TEXT = [
 
 def make_model(folder: Path, seed: int = 0, max_seq_len: int = 64, **shape: Any) -> Path:
     """Write model.safetensors, config.json, tokenizer.model and tokenizer.json. shape: fields of ModelConfig."""
-    from cluster.data.tokenizer.tokenizer import TokenizerConfig
-    from cluster.data.tokenizer.training import train
+    from cluster.data.tokenizer.training import TokenizerConfig, train
     from model.checkpoint import save_model
     from model.config import ModelConfig
     from model.decoder import Decoder

@@ -14,8 +14,8 @@ from cluster.align.config import RlhfConfig
 from cluster.align.cost import lengths, rlhf_cost
 from cluster.align.rlhf import STAGE as RLHF
 from cluster.cost import SAMPLING, Cost, Machine, Work
-from cluster.data.tokenizer.tokenizer import STAGE as TOKENIZER
-from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.data.tokenizer.training import STAGE as TOKENIZER
+from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.stage import Step
 from cluster.train.cost import memory_of
 from cluster.train.pretrain import STAGE as PRETRAIN

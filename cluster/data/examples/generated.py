@@ -23,6 +23,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from cluster.data.examples.puzzles import Arithmetic, Parity, Problem, Reverse, Sort, final
 from cluster.data.examples.signatures import Signatures
+from cluster.data.held_out import one_in
+from cluster.data.readers import installed
 from cluster.errors import UserError, did_you_mean, nearest
 
 SCHEME = "generated://"
@@ -94,8 +96,6 @@ def digest(url: str) -> str:
     address = parse(url)
     state = f"{VERSION}|{address}"
     if isinstance(address.generator, Signatures):
-        from cluster.data.readers import installed
-
         state += installed.digest(f"installed://code?packages={address.generator.packages}")
     return hashlib.sha256(state.encode()).hexdigest()
 
@@ -121,8 +121,7 @@ def problems(url: str) -> list[Problem]:
 
 def held_out(name: str, key: str) -> bool:
     """Whether a problem is held out: a function of the problem alone."""
-    value = hashlib.blake2b(f"{name}|{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(value, "little") % HELD_OUT == 0
+    return one_in(HELD_OUT, f"{name}|{key}", salt="")
 
 
 def _drawn(address: Address, rng: random.Random) -> Iterator[Problem]:

@@ -16,13 +16,17 @@ import ast
 import hashlib
 import json
 import random
+import re
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster.data.examples.puzzles import Problem, final
+from cluster.data.readers import installed
+from cluster.data.readers.docstrings import Scope, definitions, signature, tree_of
 from cluster.errors import UserError
 
 SUMMARY = (20, 160)  # characters of a summary, from and to
@@ -120,7 +124,6 @@ def known_functions(packages: tuple[str, ...]) -> tuple[Function, ...]:
     Raises:
         ValueError: a package is not installed.
     """
-    from cluster.data.readers import docstrings, installed
     from cluster.store.digest import cache_root
 
     digest = installed.digest(f"installed://code?packages={','.join(packages)}")
@@ -131,13 +134,53 @@ def known_functions(packages: tuple[str, ...]) -> tuple[Function, ...]:
     except (OSError, ValueError, TypeError):
         pass
     found: dict[str, Function] = {}
-    for info in docstrings.functions(packages):
-        function = usable(info.module, info.qualname, info.signature, info.docstring_first_line)
+    for info in documented(packages):
+        function = usable(*info)
         if function is not None:
             found.setdefault(function.summary, function)
     functions = tuple(sorted(found.values(), key=lambda f: (f.name, f.signature)))
     _remember(path, functions)
     return functions
+
+
+class FunctionInfo(NamedTuple):
+    """A public function or method that has a docstring."""
+
+    module: str
+    qualname: str  # within its module: "JSONDecoder.decode"
+    signature: str  # "(self, s, _w=WHITESPACE.match)"
+    docstring_first_line: str
+
+
+def documented(packages: Iterable[str]) -> Iterator[FunctionInfo]:
+    """Public functions and methods with a docstring, in the order of packages, modules and lines.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    source = installed.parse(f"installed://code?packages={','.join(packages)}")
+    order = {package: index for index, package in enumerate(source.packages)}
+    for file in sorted(installed.files(source), key=lambda f: (order[f.package], f.name)):
+        module = installed.module_name(file.name)
+        if any(part.startswith("_") for part in module.split(".")):
+            continue
+        text = installed.read_source(file)
+        tree = tree_of(text) if text else None
+        for node in definitions(tree.body) if tree else ():
+            yield from _documented(node, "", module)
+
+
+def _documented(node: Scope, prefix: str, module: str) -> Iterator[FunctionInfo]:
+    if node.name.startswith("_"):
+        return
+    if isinstance(node, ast.ClassDef):
+        for child in definitions(node.body):
+            yield from _documented(child, f"{node.name}.", module)
+        return
+    doc = ast.get_docstring(node)
+    if doc:
+        first = re.sub(r"\s+", " ", doc.split("\n\n")[0]).strip()
+        yield FunctionInfo(module, prefix + node.name, signature(node), first)
 
 
 def _remember(path: Path, functions: tuple[Function, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Python sources read through `ast`: their documentation as prose, and their functions' signatures.
+"""Python sources read through `ast`: their documentation as prose.
 
     Module json.decoder                         one heading a module, class, function, with its signature;
     Class JSONDecoder(object)                   below it, its docstring (PEP 257)
@@ -12,25 +12,13 @@ from __future__ import annotations
 import ast
 import gc
 import io
-import re
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 BIG = 16_000  # characters of a module's documentation beyond which each class becomes a document of its own
-_SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_Scope = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-class FunctionInfo(NamedTuple):
-    """A public function or method that has a docstring."""
-
-    qualname: str  # within its module: "JSONDecoder.decode"
-    module: str
-    signature: str  # "(self, s, _w=WHITESPACE.match)"
-    docstring_first_line: str
-    package: str = ""
+SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Scope = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def decode(data: bytes) -> str | None:
@@ -66,7 +54,7 @@ def prose(text: str, module: str) -> Iterator[tuple[str, str]]:
     if top := ast.get_docstring(tree):
         head.append(top)
     sections: list[tuple[str, str]] = []  # (class name or "", section)
-    for node in _definitions(tree.body):
+    for node in definitions(tree.body):
         body = "\n\n".join(_sections(node, ""))
         if body:
             sections.append((node.name if isinstance(node, ast.ClassDef) else "", body))
@@ -84,29 +72,29 @@ def prose(text: str, module: str) -> Iterator[tuple[str, str]]:
             yield suffix, f"Module {module}\n\n{section}\n"
 
 
-def _sections(node: _Scope, prefix: str) -> Iterator[str]:
+def _sections(node: Scope, prefix: str) -> Iterator[str]:
     name = f"{prefix}{node.name}"
     doc = ast.get_docstring(node)
     if doc:
         what = "Class" if isinstance(node, ast.ClassDef) else "Method" if prefix else "Function"
         yield f"{what} {name}{signature(node)}\n\n{doc}"
     if isinstance(node, ast.ClassDef):
-        for child in _definitions(node.body):
+        for child in definitions(node.body):
             yield from _sections(child, name + ".")
 
 
-def _definitions(body: Iterable[ast.stmt]) -> Iterator[_Scope]:
+def definitions(body: Iterable[ast.stmt]) -> Iterator[Scope]:
     """Classes and functions of a body, also those under `if` and `try`."""
     for node in body:
-        if isinstance(node, _SCOPES):
+        if isinstance(node, SCOPES):
             yield node
         elif isinstance(node, ast.If):
-            yield from _definitions([*node.body, *node.orelse])
+            yield from definitions([*node.body, *node.orelse])
         elif isinstance(node, ast.Try):
-            yield from _definitions([*node.body, *(s for h in node.handlers for s in h.body), *node.orelse])
+            yield from definitions([*node.body, *(s for h in node.handlers for s in h.body), *node.orelse])
 
 
-def signature(node: _Scope) -> str:
+def signature(node: Scope) -> str:
     """ "(a, b=1, *, c) -> int"; a class has its bases."""
     if isinstance(node, ast.ClassDef):
         return f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
@@ -128,37 +116,3 @@ def topics(text: str) -> Iterator[tuple[str, str]]:
                     continue
                 if isinstance(name, str) and isinstance(body, str):
                     yield name, body
-
-
-def functions(packages: Iterable[str]) -> Iterator[FunctionInfo]:
-    """Public functions and methods with a docstring, in the order of packages, modules and lines.
-
-    Raises:
-        ValueError: a package is not installed.
-    """
-    from cluster.data.readers import installed
-
-    packages = tuple(packages)
-    source = installed.parse(f"installed://code?packages={','.join(packages)}")
-    order = {package: index for index, package in enumerate(source.packages)}
-    for file in sorted(installed.files(source), key=lambda f: (order[f.package], f.name)):
-        module = installed.module_name(file.name)
-        if any(part.startswith("_") for part in module.split(".")):
-            continue
-        text = installed.read_source(file)
-        tree = tree_of(text) if text else None
-        for node in _definitions(tree.body) if tree else ():
-            yield from _functions(node, "", module, file.package)
-
-
-def _functions(node: _Scope, prefix: str, module: str, package: str) -> Iterator[FunctionInfo]:
-    if node.name.startswith("_"):
-        return
-    if isinstance(node, ast.ClassDef):
-        for child in _definitions(node.body):
-            yield from _functions(child, f"{node.name}.", module, package)
-        return
-    doc = ast.get_docstring(node)
-    if doc:
-        first = re.sub(r"\s+", " ", doc.split("\n\n")[0]).strip()
-        yield FunctionInfo(prefix + node.name, module, signature(node), first, package)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from cluster.data.readers import docstrings
 from cluster.data.readers.reading import Record
 from cluster.errors import UserError, nearest
 
@@ -176,8 +177,6 @@ def read(part: dict[str, Any], limit: int) -> Iterator[tuple[str, Record]]:
     Raises:
         RuntimeError: this machine has another version of a package than the one that planned.
     """
-    from cluster.data.readers import docstrings
-
     for package, version in part["versions"].items():
         if _version(package) != version:
             raise RuntimeError(
@@ -186,7 +185,7 @@ def read(part: dict[str, Any], limit: int) -> Iterator[tuple[str, Record]]:
             )
     spent, budget = 0, part["budget"]
     for package, name in part["files"]:
-        for document, text in _documents(package, name, part["what"], docstrings):
+        for document, text in _documents(package, name, part["what"]):
             size = len(text.encode("utf-8", "surrogatepass"))
             if len(text) < MIN_CHARS or size > limit:
                 continue
@@ -196,7 +195,7 @@ def read(part: dict[str, Any], limit: int) -> Iterator[tuple[str, Record]]:
             yield document, Record(0, text)
 
 
-def _documents(package: str, name: str, what: str, docstrings: Any) -> Iterator[tuple[str, str]]:
+def _documents(package: str, name: str, what: str) -> Iterator[tuple[str, str]]:
     if name == "METADATA":
         info = metadata.metadata(package)
         description = info["Description"] or info.json.get("description") or ""
@@ -228,8 +227,6 @@ def _documents(package: str, name: str, what: str, docstrings: Any) -> Iterator[
 
 def read_source(file: SourceFile) -> str | None:
     """A module's text, or None if it can't be read or decoded."""
-    from cluster.data.readers import docstrings
-
     data = _bytes(file.package, file.name)
     return None if data is None else docstrings.decode(data)
 

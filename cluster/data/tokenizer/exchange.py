@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data.tokenizer.codecs import SPACE_MARK, load_tokenizers
-from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
+from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer, info_of
 from cluster.errors import UserError
 
 KEPT = (  # a foreign tokenizer's files go back as they came
@@ -200,8 +200,6 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
 def own_info(model: bytes) -> dict[str, Any] | None:
     """The info of a sentencepiece model that was trained here: it has our special tokens in their places."""
     import sentencepiece
-
-    from cluster.data.tokenizer.training import info_of
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     names = (PAD, UNK, BOS, EOS, *SPECIAL)

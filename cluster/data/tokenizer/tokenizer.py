@@ -14,41 +14,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from cluster.data.summaries import TokenizerSummary
 from cluster.data.tokenizer.codecs import make_codec
 from cluster.errors import UserError
-from cluster.stage import Stage, Workspace
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 RESERVED = 4 + len(SPECIAL) + 256
-
-
-class TokenizerConfig(BaseModel):
-    """`[tokenizer]` of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    algorithm: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = Field(4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included")
-    sample_mb: float = Field(20.0, gt=0, le=4096, description="text it is trained on, at most")
-    weights: dict[str, float] = Field(
-        default_factory=dict, description="share of each source in the sample; 1 where not named"
-    )
-    character_coverage: float = Field(
-        0.9995,
-        gt=0.5,
-        le=1,
-        description="share of the sample's characters that get a piece; the rest are bytes",
-    )
-    split_digits: bool = Field(True, description="each digit a token of its own")
-    max_piece_length: int = Field(16, ge=1, le=64, description="characters in a piece, at most")
-    seed: int = 0
 
 
 class Tokenizer:
@@ -109,9 +83,6 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
-        return [self.encode(text, bos=bos, eos=eos) for text in texts]
-
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.
 
@@ -154,21 +125,18 @@ class Tokenizer:
         (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n")
 
 
-def run_tokenizer(ws: Workspace) -> TokenizerSummary:
-    """Train on a sample of the documents; writes tokenizer.model and tokenizer.json."""
-    from cluster.data.tokenizer.training import sample_documents, train_remote
+def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
+    """tokenizer.json of a sentencepiece model with the options above."""
+    import sentencepiece
 
-    sample = sample_documents(ws, ws.config)
-    tokenizer, measured = train_remote(ws, sample.references, ws.config)
-    tokenizer.save(ws.out)
-    ws.events.metrics(0, {f"bytes_per_token/{name}": value for name, value in measured.items()})
-    return TokenizerSummary(
-        vocab_size=tokenizer.vocab_size,
-        algorithm=ws.config.algorithm,
-        sample_bytes=sum(sample.bytes.values()),
-        sample=sample.bytes,
-        bytes_per_token=measured,
-    )
-
-
-STAGE = Stage("tokenizer", "tokenizer", 2, TokenizerConfig, run_tokenizer, TokenizerSummary)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return {
+        "format": 1,
+        "algorithm": algorithm,
+        "vocab_size": processor.vocab_size(),
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "special": {name: processor.piece_to_id(name) for name in SPECIAL},
+    }

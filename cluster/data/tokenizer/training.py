@@ -1,137 +1,90 @@
-"""How the tokenizer is trained: a deterministic sample of the documents, then sentencepiece, single-threaded.
+"""Stage `tokenizer`: sentencepiece trained on a sample of the documents.
 
-A document is in the sample if a hash of its text, salted with the seed, falls below its source's share: the
-same documents give the same sample and the same model, byte for byte, on any number of workers.
+    documents ── sample.py ──▶ texts ── cut into sentences, rare characters out ──▶ sentencepiece ──▶ tokenizer.model
+                                                                                                      tokenizer.json
+
+The training is single-threaded: the same documents give the same model, byte for byte, on any number of workers.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.data.parallel import documents, ordered, start_ray, stop_check, text_hash, unwrap
-from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, RESERVED, SPECIAL, UNK, Tokenizer, TokenizerConfig
+from cluster.data.streaming import ordered, stop_check, unwrap
+from cluster.data.summaries import TokenizerSummary
+from cluster.data.tokenizer.sample import sample_documents
+from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, RESERVED, SPECIAL, UNK, Tokenizer, info_of
 from cluster.errors import UserError
+from cluster.stage import Stage, Workspace
 
-if TYPE_CHECKING:
-    from cluster.data.shards import RowGroup
-    from cluster.stage import Workspace
-    from cluster.store.artifact import Artifact
-
-DOCUMENT_CHARACTERS = 1 << 16  # of one document, so that a giant one doesn't fill the sample
 SENTENCE_CHARACTERS = 2000
 MEASURED_BYTES = 400_000  # of each source, for bytes per token
 
 
-class Sample(NamedTuple):
-    references: list[Any]  # Ray references to lists of (source, text)
-    bytes: dict[str, int]
+class TokenizerConfig(BaseModel):
+    """`[tokenizer]` of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = Field(4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included")
+    sample_mb: float = Field(20.0, gt=0, le=4096, description="text it is trained on, at most")
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="share of each source in the sample; 1 where not named"
+    )
+    character_coverage: float = Field(
+        0.9995,
+        gt=0.5,
+        le=1,
+        description="share of the sample's characters that get a piece; the rest are bytes",
+    )
+    split_digits: bool = Field(True, description="each digit a token of its own")
+    max_piece_length: int = Field(16, ge=1, le=64, description="characters in a piece, at most")
+    seed: int = 0
 
 
-def sample_documents(ws: Workspace, config: TokenizerConfig) -> Sample:
-    """The sample, left in Ray's object store.
-
-    Raises:
-        ValueError: there is no text, or a weight names no source.
-    """
-    from cluster.data.shards import row_groups
-
-    artifact = ws.inputs["documents"]
-    units = row_groups(artifact.path())
-    start_ray(ws)
+def run_tokenizer(ws: Workspace) -> TokenizerSummary:
+    """Train on a sample of the documents; writes tokenizer.model and tokenizer.json."""
+    config: TokenizerConfig = ws.config
     check = stop_check(ws)
+    sources, sample = sample_documents(ws.inputs["documents"], config.sample_mb, config.weights, config.seed, check)
+    # One task; sentencepiece doesn't listen to Python, so where the run stops its worker is ended.
+    [(tokenizer, measured, sizes)] = ordered(_train_task, [config], sample, check=check, kill=True)
+    tokenizer.save(ws.out)
+    ws.events.metrics(0, {f"bytes_per_token/{name}": value for name, value in measured.items()})
+    return TokenizerSummary(
+        vocab_size=tokenizer.vocab_size,
+        algorithm=config.algorithm,
+        sample_bytes=sum(sizes.values()),
+        sample=dict.fromkeys(sources, 0) | sizes,
+        bytes_per_token=measured,
+    )
+
+
+def _train_task(config: TokenizerConfig, parts: list[Any]) -> tuple[Tokenizer, dict[str, float], dict[str, int]]:
+    """The tokenizer, its bytes per token, and the sample's bytes by source."""
+    sample: list[tuple[str, str]] = [document for part in parts for document in unwrap(part)]
+    tokenizer = train([text for _, text in sample], config)
     sizes: dict[str, int] = {}
-    for measured in ordered(measure, units, artifact, check=check):
-        for source, size in measured.items():
-            sizes[source] = sizes.get(source, 0) + size
-    unknown = sorted(set(config.weights) - set(sizes))
-    if unknown:
-        raise UserError(f"tokenizer.weights names {unknown}; the documents have {sorted(sizes)}.")
-    if not sum(sizes.values()):
-        raise UserError("The documents hold no text, so there is nothing to train a tokenizer on.")
-    wanted = shares(sizes, {s: config.weights.get(s, 1.0) for s in sizes}, config.sample_mb * 1e6)
-    rates = {source: wanted[source] / sizes[source] if sizes[source] else 0.0 for source in sizes}
-    references, total = [], dict.fromkeys(sorted(sizes), 0)
-    for reference, counted in ordered(keep, units, artifact, rates, config.seed, check=check):
-        references.append(reference)
-        for source, size in counted.items():
-            total[source] += size
-    return Sample(references, total)
+    for source, text in sample:
+        sizes[source] = sizes.get(source, 0) + len(text.encode())
+    return tokenizer, bytes_per_token(tokenizer, sample), sizes
 
 
-def shares(sizes: Mapping[str, int], weights: Mapping[str, float], budget: float) -> dict[str, float]:
-    """Water-filling: the budget by weight, no source above its size, what is left over to the others."""
-    result = dict.fromkeys(sizes, 0.0)
-    open_ = {s for s in sizes if weights[s] > 0 and sizes[s] > 0}
-    while open_:
-        total = sum(weights[s] for s in open_)
-        full = {s for s in open_ if sizes[s] <= budget * weights[s] / total}
-        for source in full or open_:
-            result[source] = float(sizes[source]) if full else budget * weights[source] / total
-        if not full:
-            break
-        budget -= sum(sizes[s] for s in full)
-        open_ -= full
-    return result
-
-
-def measure(unit: RowGroup, artifact: Artifact) -> dict[str, int]:
-    """Bytes of each source in a row group, each document counted up to the sample's cut."""
-    sizes: dict[str, int] = {}
-    for source, text in documents(artifact, unit):
-        sizes[source] = sizes.get(source, 0) + len(text[:DOCUMENT_CHARACTERS].encode())
-    return sizes
-
-
-def keep(unit: RowGroup, artifact: Artifact, rates: dict[str, float], seed: int) -> tuple[Any, dict[str, int]]:
-    """The row group's part of the sample: a reference to it, and its bytes by source."""
-    import ray
-
-    kept, sizes = [], {}
-    for source, text in documents(artifact, unit):
-        if text_hash(text, f"tokenizer-{seed}") < rates[source] * 2.0**64:
-            text = text[:DOCUMENT_CHARACTERS]
-            kept.append((source, text))
-            sizes[source] = sizes.get(source, 0) + len(text.encode())
-    return ray.put(kept), sizes
-
-
-def train_remote(ws: Workspace, references: list[Any], config: TokenizerConfig) -> tuple[Tokenizer, dict[str, float]]:
-    """`train` in a Ray task. Raises what it raises, and Stopped."""
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=2)(_train_task).remote(references, config)
-    check = stop_check(ws)
-    try:
-        while not ray.wait([task], timeout=0.5)[0]:
-            check()
-    except BaseException:
-        ray.cancel(task, force=True)
-        raise
-    return unwrap(task)
-
-
-def _train_task(references: list[Any], config: TokenizerConfig) -> tuple[Tokenizer, dict[str, float]]:
-    import ray
-
-    sample = [document for part in ray.get(references) for document in part]
-    tokenizer = train((text for _, text in sample), config)
-    return tokenizer, bytes_per_token(tokenizer, sample)
-
-
-def train(texts: Any, config: TokenizerConfig) -> Tokenizer:
+def train(texts: list[str], config: TokenizerConfig) -> Tokenizer:
     """Train on texts, in their order.
 
     Raises:
-        ValueError: the text can't fill the vocabulary, with the largest size that it can.
+        UserError: the text can't fill the vocabulary, with the largest size that it can.
     """
     import sentencepiece
 
-    texts = list(texts)
     unigram = config.algorithm == "unigram"
     out = io.BytesIO()
     try:
@@ -186,27 +139,10 @@ def rounded(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
-    """tokenizer.json of a sentencepiece model with the options above."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return {
-        "format": 1,
-        "algorithm": algorithm,
-        "vocab_size": processor.vocab_size(),
-        "pad_id": 0,
-        "unk_id": 1,
-        "bos_id": 2,
-        "eos_id": 3,
-        "special": {name: processor.piece_to_id(name) for name in SPECIAL},
-    }
-
-
 def _explained(message: str, config: TokenizerConfig, characters: int) -> Exception:
     found = re.search(r"Vocabulary size too high.*value <= (\d+)", message)
     if found:
-        return ValueError(
+        return UserError(
             f"tokenizer.vocab_size = {config.vocab_size} is more than the sample of {characters:,} characters "
             f"can fill: the largest size possible here is {found[1]}. Take that or less, or give it more text."
         )
@@ -265,3 +201,6 @@ def bytes_per_token(tokenizer: Tokenizer, sample: list[tuple[str, str]]) -> dict
             text_bytes[source] = text_bytes.get(source, 0) + len(text.encode())
             tokens[source] = tokens.get(source, 0) + len(tokenizer.encode(text))
     return {s: round(text_bytes[s] / max(tokens[s], 1), 4) for s in sorted(text_bytes)}
+
+
+STAGE = Stage("tokenizer", "tokenizer", 2, TokenizerConfig, run_tokenizer, TokenizerSummary)

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from cluster.data.pack import STAGE as PACK
 from cluster.data.pack import PackConfig
 from cluster.data.shards import ShardWriter, schema
-from cluster.data.tokenizer.tokenizer import STAGE as TOKENIZER
-from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.data.tokenizer.training import STAGE as TOKENIZER
+from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.stage import Stage, Step, Workspace, run_step
 from cluster.store.artifact import Artifact, Artifacts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import resource
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from cluster.data import corpus
 from cluster.data.corpus import CorpusConfig, Source
 from cluster.data.filter import DedupConfig, FilterConfig
 from cluster.data.readers import sources
+from cluster.data.streaming import stream
 from cluster.errors import Stopped
 from cluster.identity import field_sides
 from cluster.stage import external, fingerprint, run_step
@@ -91,8 +93,6 @@ def many(tmp_path):
 
 
 def test_the_result_does_not_depend_on_workers_or_on_how_the_work_is_divided(ray_local, tmp_path, many, monkeypatch):
-    from ray.data import DataContext, ExecutionResources
-
     given = [
         {"name": "b", "path": f"{many}/*.jsonl"},
         {"name": "a", "path": str(many / "t.txt"), "split": "blank_lines"},
@@ -102,7 +102,7 @@ def test_the_result_does_not_depend_on_workers_or_on_how_the_work_is_divided(ray
     monkeypatch.setattr(sources, "MIN_PART_BYTES", 1)  # a task for every file
     monkeypatch.setattr(sources, "TABLE_BYTES", 2000)
     made.append(run_corpus(tmp_path / "store1", given))
-    monkeypatch.setattr(DataContext.get_current().execution_options, "resource_limits", ExecutionResources(cpu=1))
+    monkeypatch.setattr(corpus, "stream", partial(stream, window=1))
     made.append(run_corpus(tmp_path / "store2", given))
     assert content(made[0]) == content(made[1]) == content(made[2])
     assert len({artifact.fingerprint for artifact in made}) == 1

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -128,7 +129,35 @@ def test_a_small_source_holds_out_its_minimum_but_at_most_half():
     assert np.array_equal(held_out_hashes(apart, config), whole)
 
 
-def test_copies_do_not_count_twice_for_the_minimum_and_nothing_is_held_out_at_zero():
+def grouped(pairs, config, size=7):
+    """The surveys of row groups of so many documents."""
+    return [{"a": survey(pairs[i : i + size], config)} for i in range(0, len(pairs), size)]
+
+
+@pytest.mark.parametrize("min_kb", [0.75, 2, 4.95, 5, 100])
+def test_copies_do_not_count_twice_for_the_minimum_nor_for_the_half(min_kb):
+    """100 texts of 100 bytes: 8, 20, 50 and 50 of them make the minimum, or are half of them."""
+    config = PackConfig(validation_fraction=0.001, validation_min_kb=min_kb)
+    once = pairs(100)
+    alone = held_out_hashes(grouped(once, config), config)
+    assert len(alone) == min(math.ceil(min_kb * 10), 50)
+    beside = [pair for pair in once for _ in range(3)]  # copies in one row group, and at its edges in two
+    apart = [*once, *once, *once]
+    lowest = [*once, *[min(once)] * 500]
+    for copied in (beside, apart, lowest):
+        assert np.array_equal(held_out_hashes(grouped(copied, config), config), alone)
+        assert np.array_equal(held_out_hashes([{"a": survey(copied, config)}], config), alone)
+
+
+def test_the_half_is_of_all_texts_where_a_row_group_has_more_than_can_matter():
+    config = PackConfig(validation_fraction=0, validation_min_kb=0.1)  # 100 bytes: of a row group 202 texts can matter
+    many = pairs(1000, size=1)
+    assert len(survey(many, config).hashes) == 202
+    assert len(held_out_hashes(grouped(many, config, 500), config)) == 100
+    assert len(held_out_hashes(grouped(many[:150], config, 50), config)) == 75
+
+
+def test_nothing_is_held_out_at_zero():
     config = PackConfig(validation_fraction=0, validation_min_kb=0)
     assert len(held_out_hashes([{"a": survey(pairs(50), config)}], config)) == 0
     assert len(held_out_hashes([], config)) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.data.tokenizer.tokenizer import TokenizerConfig
+from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.data.tokenizer.training import train as train_tokenizer
 from cluster.train.worker import Worker
 

@@ -15,8 +15,8 @@ from alone import Alone, folder_of, make_tokens
 from cluster.align.config import RlhfConfig
 from cluster.align.instruct import CANVAS, InstructConfig, Instruction, instruct_worker
 from cluster.align.rlhf import Alignment, rlhf_worker
+from cluster.data.chat_rows import ChatRows
 from cluster.data.rows import TokenRows
-from cluster.data.tokenizer.chat import ChatRows
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.evaluate.evaluate import EvaluateConfig, delta_bits, score_source
 from cluster.serve.generator import Generator, unmasking_of

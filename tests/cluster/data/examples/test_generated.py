@@ -172,13 +172,22 @@ def test_questions_are_on_real_functions_without_importing_them():
 
 
 def test_functions_are_read_from_an_installed_package_and_remembered(monkeypatch):
-    from cluster.data.readers import docstrings
-
     monkeypatch.undo()
     signatures.known_functions.cache_clear()
     found = signatures.known_functions(("safetensors",))
     assert any(f.name == "safetensors.numpy.load" for f in found)
     signatures.known_functions.cache_clear()
-    monkeypatch.setattr(docstrings, "functions", lambda packages: pytest.fail("not from the cache"))
+    monkeypatch.setattr(signatures, "documented", lambda packages: pytest.fail("not from the cache"))
     assert signatures.known_functions(("safetensors",)) == found
     signatures.known_functions.cache_clear()
+
+
+def test_functions_are_the_public_ones_with_a_docstring():
+    found = {f"{f.module}.{f.qualname}": f for f in signatures.documented(["stdlib"])}
+    info = found["json.loads"]
+    assert info.signature.startswith("(s, *, cls=None")
+    assert info.docstring_first_line.startswith("Deserialize ``s``")
+    assert "string.Template.substitute" not in found  # it has no docstring
+    assert "json.decoder.JSONDecoder.decode" in found
+    assert len(found) > 1500
+    assert not [name for name in found if "._" in name]

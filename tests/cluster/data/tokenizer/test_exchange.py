@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from cluster.data.tokenizer.chat import render, render_prompt
 from cluster.data.tokenizer.exchange import export_tokenizer, import_tokenizer
-from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer, TokenizerConfig
-from cluster.data.tokenizer.training import train
+from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer
+from cluster.data.tokenizer.training import TokenizerConfig, train
 from tests.cluster.data import given as given_
 
 TEXTS = [text for _, text in given_.some_documents()]

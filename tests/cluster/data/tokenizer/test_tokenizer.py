@@ -5,8 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer, TokenizerConfig
-from cluster.data.tokenizer.training import sentences, shares, train
+from cluster.data.tokenizer.sample import shares
+from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer
+from cluster.data.tokenizer.training import TokenizerConfig, sentences, train
 from cluster.errors import Stopped
 from cluster.stage import run_step
 from tests.cluster.data import given as given_
@@ -65,9 +66,9 @@ def test_special_tokens_have_ids_and_show_only_when_asked(tokenizer):
 
 def test_saved_and_pickled_tokenizers_are_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    expected = tokenizer.encode_batch(TEXTS[:20])
-    assert Tokenizer(tmp_path).encode_batch(TEXTS[:20]) == expected
-    assert pickle.loads(pickle.dumps(tokenizer)).encode_batch(TEXTS[:20]) == expected
+    expected = [tokenizer.encode(text) for text in TEXTS[:20]]
+    for same in (Tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert [same.encode(text) for text in TEXTS[:20]] == expected
     with pytest.raises(ValueError, match="tokenizer"):
         Tokenizer(tmp_path / "nowhere")
 

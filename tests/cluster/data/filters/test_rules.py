@@ -8,12 +8,22 @@ from collections import Counter
 
 import pytest
 
-from cluster.data.filters import quality
-from cluster.data.filters.quality import judge
-from cluster.data.filters.rules import C4, Code, FineWeb, GopherQuality, GopherRepetition, Thresholds
+from cluster.data.filters import gopher, registry
+from cluster.data.filters.c4 import C4Thresholds
+from cluster.data.filters.code import CodeThresholds
+from cluster.data.filters.contract import Verdict
+from cluster.data.filters.fineweb import FineWebThresholds
+from cluster.data.filters.gopher import GopherQualityThresholds, GopherRepetitionThresholds
+from cluster.data.filters.registry import Thresholds
 from cluster.data.filters.words import SOLID, Words
 
 THRESHOLDS = Thresholds()
+
+
+def judge(texts: list[str], names: tuple[str, ...], thresholds: Thresholds) -> list[Verdict]:
+    return registry.judge(texts, registry.filters(names, thresholds))
+
+
 CLEAN = ["the", "cat", "and", "dog", "with", "their", "good", "friends", "to", "rest", "under", "that", "tree"]
 
 
@@ -69,7 +79,7 @@ def test_gopher_quality_at_its_thresholds(rule):
 
 
 def test_every_gopher_quality_rule_has_a_golden_document():
-    assert GOLDEN.keys() == GopherQuality.model_fields.keys()
+    assert GOLDEN.keys() == GopherQualityThresholds.model_fields.keys()
 
 
 def line(i: int) -> str:
@@ -145,7 +155,7 @@ def test_ngram_rules_count_exactly_as_the_reference(n):
         1.0,
     )  # fmt: skip
     for bound in (0.0, 0.05, 0.15, 0.4):
-        rules = GopherRepetition(**{field: {n: bound}, other: {}}, **off)
+        rules = GopherRepetitionThresholds(**{field: {n: bound}, other: {}}, **off)
         verdicts = judge(texts, ("gopher_repetition",), Thresholds(gopher_repetition=rules))
         assert [verdict.reason is not None for verdict in verdicts] == [share > bound for share in shares]
         for verdict, share in zip(verdicts, shares, strict=True):
@@ -188,7 +198,7 @@ def test_fineweb_at_its_thresholds(rule):
 
 
 def test_every_fineweb_rule_has_a_golden_document():
-    assert FINEWEB.keys() == FineWeb.model_fields.keys() - {"short_line"}
+    assert FINEWEB.keys() == FineWebThresholds.model_fields.keys() - {"short_line"}
 
 
 BODY = "def f(x):\n    return x\n\n\nprint(f(1))\n"
@@ -212,7 +222,7 @@ def test_code_at_its_thresholds(rule):
 
 
 def test_generated_code_is_kept_where_it_is_allowed():
-    assert reason(CODE["generated"][1], "code", code=Code(allow_generated=True)) is None
+    assert reason(CODE["generated"][1], "code", code=CodeThresholds(allow_generated=True)) is None
 
 
 SENTENCES = "This is one good line of text. It has a second sentence.\n" * 2 + "Here is the fifth one of them.\n"
@@ -226,7 +236,7 @@ def test_c4_drops_lines_and_counts_sentences():
     assert verdict.reason is None
     assert verdict.text == SENTENCES + "It was shown  by them ."
     assert reason(SENTENCES.replace(" It has a second sentence.", ""), "c4") == "c4.min_sentences"
-    loose = judge([text], ("c4",), Thresholds(c4=C4(require_end_punctuation=False)))[0].text
+    loose = judge([text], ("c4",), Thresholds(c4=C4Thresholds(require_end_punctuation=False)))[0].text
     assert "No end mark here at all" in loose
 
 
@@ -243,7 +253,7 @@ def test_sets_run_in_their_order_on_what_the_ones_before_left():
 
 
 def test_thresholds_can_be_set():
-    assert reason("the cat and dog", "gopher_quality", gopher_quality=GopherQuality(min_words=4)) is None
+    assert reason("the cat and dog", "gopher_quality", gopher_quality=GopherQualityThresholds(min_words=4)) is None
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n\n", "...", "###", "x", "é", "你好", "\ud83d"])
@@ -254,13 +264,13 @@ def test_no_text_breaks_a_rule(text):
 
 @pytest.mark.parametrize("text", ["", "\n", "a", "a\nb\n\nc", "\n\n\na\n\n\n\n\nb\n\n\nc\n", "a\n\n\nb\n \n\nc"])
 def test_paragraphs_and_lines_are_those_of_the_reference(text):
-    assert quality._paragraphs(text) == re.split(r"\n{2,}", text.strip())
-    assert quality._lines(text) == re.split(r"\n+", text.strip())
+    assert gopher._paragraphs(text) == re.split(r"\n{2,}", text.strip())
+    assert gopher._lines(text) == re.split(r"\n+", text.strip())
 
 
 def test_ngram_rules_do_not_depend_on_the_order_in_which_they_are_asked():
     texts = [repetitive(seed) for seed in range(80)]
-    ngrams, backwards = (quality._Ngrams(Words(texts, SOLID)) for _ in range(2))
+    ngrams, backwards = (gopher._Ngrams(Words(texts, SOLID)) for _ in range(2))
     forth = {n: (ngrams.top_chars(n).tolist(), ngrams.repeated_chars(n).tolist()) for n in range(2, 11)}
     back = {n: (backwards.top_chars(n).tolist(), backwards.repeated_chars(n).tolist()) for n in range(10, 1, -1)}
     assert forth == back
