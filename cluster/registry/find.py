@@ -61,10 +61,7 @@ def _registered(uri: str, place: Place | None) -> Path:
         import_quietly()
         from mlflow.artifacts import download_artifacts
 
-        client = registry.client
-        source = client.get_model_version_download_uri(version.name, str(version.version))
-        if source.startswith("models:/m-"):
-            source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+        source = registry.location(version)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
             uri = f"{source.rstrip('/')}/{INSIDE}"
