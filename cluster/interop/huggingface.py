@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cluster.errors import Missing, UserError
-from cluster.serve.generator import FILES
+from cluster.registry.find import FILES
 
 if TYPE_CHECKING:
     from cluster.tracking.place import Place

@@ -1,42 +1,36 @@
 """The registry: what is registered, under which aliases, how it scored, where it came from.
 
-MLflow 3.17's `search_model_versions` returns versions without their aliases (mlflow#16734), so aliases are read from
-the registered model.
+    models:/NAME ── alias ─▶ version ── tags ─▶ metrics, gate, fingerprint, lineage
+                                └── location ─▶ the files
+
+Reading needs no MLflow where that can be (reader.py says how and why); writing is MLflow's client's.
 """
 
 from __future__ import annotations
 
-import functools
 import json
+import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlparse
 
 from cluster.errors import Missing, UserError, nearest
+from cluster.registry.client_reader import ClientReader
+from cluster.registry.reader import Reader, Record, Unsure
 from cluster.tracking.place import Place, answering, connect, locate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 TAG = "tokenmill."
-P = ParamSpec("P")
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 CHAMPION, CANDIDATE = "champion", "candidate"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))?/?")
-
-
-def _answering(method: Callable[P, T]) -> Callable[P, T]:
-    @functools.wraps(method)
-    def wrapped(*args: P.args, **kw: P.kwargs) -> T:
-        registry: Any = args[0]
-        with answering(registry.place.uri):
-            return method(*args, **kw)
-
-    return wrapped
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Version:
 
 
 class Registry:
-    """Look-ups in one MLflow's registry.
+    """Look-ups in one MLflow's registry, by the quickest reader that knows the answer (reader.py).
 
     Args:
         place: where MLflow is; default: that of the folder `store` in the working folder.
@@ -80,42 +74,27 @@ class Registry:
 
     @property
     def client(self) -> MlflowClient:
-        database = self.place.database
-        if database is not None and not database.exists():
-            raise Missing(
-                f"There is no MLflow database {database}: nothing has been registered from here. "
-                f"Go to the folder that holds the store, or set MLFLOW_TRACKING_URI."
-            )
+        """MLflow's own, to write with."""
+        self._exists()
         return connect(self.place.uri)
 
-    @_answering
     def names(self) -> list[str]:
         """All registered models."""
-        client, names, token = self.client, [], None
-        while True:
-            page = client.search_registered_models(max_results=100, page_token=token)
-            names += [m.name for m in page]
-            token = page.token
-            if not token:
-                return sorted(names)
+        return self._ask(lambda reader: sorted(reader.names()))
 
-    @_answering
     def versions(self, name: str) -> list[Version]:
         """A model's versions, newest first.
 
         Raises:
             LookupError: no such model; the message has the nearest names.
         """
-        aliases = self._aliases(name)
-        found, token = [], None
-        while True:
-            page = self.client.search_model_versions(f"name='{_quoted(name)}'", max_results=200, page_token=token)
-            found += [_version(v, aliases) for v in page]
-            token = page.token
-            if not token:
-                return sorted(found, key=lambda v: -v.version)
 
-    @_answering
+        def look(reader: Reader) -> list[Version]:
+            aliases = _aliases(reader, name)
+            return sorted((_version(v, aliases) for v in reader.versions(name)), key=lambda v: -v.version)
+
+        return self._ask(look)
+
     def get(self, uri: str) -> Version:
         """The version that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/NAME` (its champion) names.
 
@@ -123,58 +102,89 @@ class Registry:
             ValueError: not of these forms.
             LookupError: no such model, version or alias; the message has those that there are.
         """
-        name, alias, version = parse(uri)
-        aliases = self._aliases(name)
-        if version is None:
-            alias = alias or CHAMPION
-            if alias not in aliases:
+        name, alias, number = parse(uri)
+
+        def look(reader: Reader) -> Version:
+            aliases = _aliases(reader, name)
+            wanted = aliases.get(alias or CHAMPION) if number is None else number
+            if wanted is None:
                 there = ", ".join(f"@{a}" for a in sorted(aliases)) or "none"
-                raise Missing(f"Model {name!r} has no alias @{alias}; it has {there}.")
-            version = aliases[alias]
-        from mlflow.exceptions import MlflowException
+                raise Missing(f"Model {name!r} has no alias @{alias or CHAMPION}; it has {there}.")
+            found = reader.version(name, wanted)
+            if found is None:
+                there = ", ".join(str(n) for n in sorted((v.version for v in reader.versions(name)), reverse=True))
+                raise Missing(f"Model {name!r} has no version {wanted}; it has {there or 'none'}.")
+            return _version(found, aliases)
 
-        try:
-            return _version(self.client.get_model_version(name, str(version)), aliases)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            there = ", ".join(str(v.version) for v in self.versions(name)) or "none"
-            raise Missing(f"Model {name!r} has no version {version}; it has {there}.") from None
+        return self._ask(look)
 
-    @_answering
     def find(self, name: str, fingerprint: str) -> Version | None:
-        """The version that was registered for a release stage's fingerprint."""
-        condition = f"name='{_quoted(name)}' and tags.`{TAG}fingerprint` = '{fingerprint}'"
-        found = self.client.search_model_versions(condition, max_results=10)
-        return _version(found[0], self._aliases(name)) if found else None
+        """The version that was registered for a release stage's fingerprint; of two the first."""
 
-    @_answering
+        def look(reader: Reader) -> Version | None:
+            found = reader.versions(name, (f"{TAG}fingerprint", fingerprint))
+            return _version(min(found, key=lambda v: v.version), _aliases(reader, name)) if found else None
+
+        return self._ask(look)
+
+    def location(self, version: Version) -> str:
+        """URI of the folder that holds the version's MLflow model."""
+        return self._ask(lambda reader: reader.location(version.name, version.version))
+
     def local_files(self, version: Version) -> Path | None:
-        """The MLflow model's folder, if its files are on this machine."""
-        uri = self.client.get_model_version_download_uri(version.name, str(version.version))
-        if uri.startswith("models:/m-"):
-            uri = self.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+        """That folder, if it is on this machine."""
+        uri = self.location(version)
         parsed = urlparse(uri)
         path = Path(unquote(parsed.path) if parsed.scheme == "file" else uri)
         return path if parsed.scheme in ("", "file") and path.is_dir() else None
 
-    def _aliases(self, name: str) -> dict[str, int]:
-        from mlflow.exceptions import MlflowException
+    def _ask(self, look: Callable[[Reader], T]) -> T:
+        self._exists()
+        quick = _quick_reader(self.place)
+        if quick is not None:
+            try:
+                return look(quick)
+            except Unsure as error:
+                _log.debug("MLflow's client is asked, not %s: %s", type(quick).__name__, error)
+        with answering(self.place.uri):
+            return look(ClientReader(self.client))
 
-        try:
-            aliases = self.client.get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise Missing(_unknown(name, self.names())) from None
-        return {a: int(v) for a, v in aliases.items()}
+    def _exists(self) -> None:
+        database = self.place.database
+        if database is not None and not database.exists():
+            raise Missing(
+                f"There is no MLflow database {database}: nothing has been registered from here. "
+                f"Go to the folder that holds the store, or set MLFLOW_TRACKING_URI."
+            )
+
+
+def _quick_reader(place: Place) -> Reader | None:
+    """A reader that needs no MLflow; None where only its client knows the way."""
+    if os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
+        return None
+    if place.database is not None:
+        from cluster.registry.sqlite_reader import SqliteReader
+
+        return SqliteReader(place.database)
+    if place.is_server:
+        from cluster.registry.rest_reader import RestReader, can_ask
+
+        return RestReader(place.uri) if can_ask(os.environ) else None
+    return None
+
+
+def _aliases(reader: Reader, name: str) -> dict[str, int]:
+    aliases = reader.aliases(name)
+    if aliases is None:
+        raise Missing(f"No model {name!r} is registered. {like(name, sorted(reader.names()))}")
+    return aliases
 
 
 def parse(uri: str) -> tuple[str, str | None, int | None]:
     """(name, alias, version) of a models:/ URI. Raises ValueError."""
     match = _URI.fullmatch(uri)
     version = match["version"] if match else None
-    if not match or (version is not None and not version.isdigit()):
+    if not match or (version is not None and not version.isdecimal()):
         raise UserError(f"{uri!r} names no model. Write models:/NAME@ALIAS or models:/NAME/VERSION (a number).")
     return match["name"], match["alias"], int(version) if version else None
 
@@ -187,38 +197,30 @@ def like(name: str, known: list[str]) -> str:
     return f"There are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}." if known else "There is none yet."
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    return f"No model {name!r} is registered. {like(name, known)}"
-
-
-def _version(found: ModelVersion, aliases: dict[str, int]) -> Version:
+def _version(found: Record, aliases: dict[str, int]) -> Version:
     tags = dict(found.tags)
-    number = int(found.version)
     return Version(
         name=found.name,
-        version=number,
-        aliases=tuple(sorted(a for a, v in aliases.items() if v == number)),
+        version=found.version,
+        aliases=tuple(sorted(a for a, v in aliases.items() if v == found.version)),
         metrics=_json(tags.get(f"{TAG}metrics"), {}),
         gate=tags.get(f"{TAG}gate", ""),
         reason=tags.get(f"{TAG}gate.reason", ""),
         fingerprint=tags.get(f"{TAG}fingerprint", ""),
         recipe=tags.get(f"{TAG}recipe", ""),
         lineage=_json(tags.get(f"{TAG}lineage"), {}),
-        parameters=int(tags.get(f"{TAG}parameters", 0)),
-        created=int(found.creation_timestamp or 0),
-        run_id=found.run_id or "",
-        source=found.source or "",
-        description=found.description or "",
+        parameters=_json(tags.get(f"{TAG}parameters"), 0),
+        created=found.created,
+        run_id=found.run_id,
+        source=found.source,
+        description=found.description,
         tags=tags,
     )
 
 
-def _json(text: str | None, default: Any) -> Any:
+def _json(text: str | None, default: T) -> T:
     try:
-        return json.loads(text) if text else default
-    except ValueError:  # a tag that a person has written
+        value = json.loads(text) if text else default
+    except ValueError:
         return default
-
-
-def _quoted(name: str) -> str:
-    return name.replace("'", "\\'")
+    return value if isinstance(value, type(default)) else default  # a person may have written the tag

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.serve.generator import FILES
+from cluster.registry.find import FILES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

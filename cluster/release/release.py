@@ -5,15 +5,14 @@
                                                                 └ failed ─▶ tag gate=failed, and the reason
 
 A version is found again by its fingerprint's tag, so a release that is resumed or repeated registers nothing twice.
-MLflow's aliases have no compare-and-set and no history: promotion reads the old champion, sets, reads back, and
-writes on both versions what happened.
+Two that come at the same time take turns (cluster/registry/promote.py), so each is judged against the champion that
+it would replace.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
 from cluster.identity import how
+from cluster.registry.promote import alone, champion_of, promote
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.release.gate import GateMetric, Requirement, Verdict, judge
 from cluster.release.package import count_parameters, register
@@ -59,7 +59,7 @@ def run_release(ws: Workspace) -> ReleaseSummary:
     if not config.name:
         raise UserError("[release] needs a name for the registered model.")
     place = locate(ws.artifacts.store.url, config.tracking_uri)
-    with answering(place.uri):
+    with answering(place.uri), alone(place, config.name, ws.stopping):
         return _release(ws, config, place)
 
 
@@ -67,7 +67,7 @@ def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> ReleaseSumma
     client = connect(place.uri)
     registry = Registry(place)
     metrics = _numbers(ws.inputs["evaluation"].summary)
-    version = registry.find(config.name, ws.fingerprint) if _is_registered(client, config.name) else None
+    version = registry.find(config.name, ws.fingerprint)
     if version is None:
         ws.progress(0, 3, "registering")
         version = _register(ws, client, registry, metrics)
@@ -107,8 +107,13 @@ def still_valid(artifact: Artifact, config: ReleaseConfig) -> bool:
 
 
 def _register(ws: Workspace, client: MlflowClient, registry: Registry, metrics: dict[str, float]) -> Version:
-    folder = ws.inputs["model"].path()
-    return register(registry, folder, ws.config.name, _run_id(ws, client), _tags(ws, folder, metrics), metrics)
+    folder, name = ws.inputs["model"].path(), ws.config.name
+    made = register(registry, folder, name, _run_id(ws, client), _tags(ws, folder, metrics), metrics)
+    first = registry.find(name, ws.fingerprint)
+    if first is not None and first.version != made.version:  # another machine was quicker, and both see the same first
+        client.delete_model_version(name, str(made.version))
+        return first
+    return made
 
 
 def _run_id(ws: Workspace, client: MlflowClient) -> str:
@@ -142,18 +147,6 @@ def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, s
     }
 
 
-def _is_registered(client: MlflowClient, name: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
-
-
 # -- judging -------------------------------------------------------------------------------------------------
 
 
@@ -171,38 +164,22 @@ def _judge_and_promote(
     """
     number = str(version.version)
     client.set_registered_model_alias(version.name, CANDIDATE, number)
-    champion = _champion(registry, version.name)
-    if champion is not None and champion.version == version.version:  # an earlier attempt had come this far
-        return Verdict(True, version.reason or "it is the champion", _json_rows(version))
-    verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require)
-    tags = {"gate": "passed" if verdict.passed else "failed", "gate.reason": verdict.reason}
-    tags["gate.rows"] = json.dumps(verdict.rows)
-    tags["gate.against"] = champion.uri if champion else ""
-    for name, value in tags.items():
-        client.set_model_version_tag(version.name, number, f"{TAG}{name}", value)
-    if not verdict.passed:
-        return verdict
-    client.set_registered_model_alias(version.name, CHAMPION, number)
-    now = _champion(registry, version.name)
-    if now is None or now.version != version.version:
-        raise RuntimeError(
-            f"Version {now.version if now else '?'} of {version.name} took @{CHAMPION} at the same moment. "
-            f"Run the same command again: the gate then compares with that one."
-        )
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    client.set_model_version_tag(version.name, number, f"{TAG}promoted", when)
-    client.set_model_version_tag(version.name, number, f"{TAG}previous_champion", champion.uri if champion else "")
-    if champion is not None:
-        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded", when)
-        client.set_model_version_tag(version.name, str(champion.version), f"{TAG}succeeded_by", version.uri)
-    return verdict
-
-
-def _champion(registry: Registry, name: str) -> Version | None:
-    try:
-        return registry.get(f"models:/{name}@{CHAMPION}")
-    except LookupError:
-        return None
+    while True:
+        champion = champion_of(registry, version.name)
+        if champion is not None and champion.version == version.version:  # an earlier attempt had come this far
+            return Verdict(True, version.reason or "it is the champion", _json_rows(version))
+        verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require)
+        tags = {"gate": "passed" if verdict.passed else "failed", "gate.reason": verdict.reason}
+        tags["gate.rows"] = json.dumps(verdict.rows)
+        tags["gate.against"] = champion.uri if champion else ""
+        for name, value in tags.items():
+            client.set_model_version_tag(version.name, number, f"{TAG}{name}", value)
+        if not verdict.passed:
+            return verdict
+        now = champion_of(registry, version.name)
+        if (now and now.version) == (champion and champion.version):
+            promote(registry, version, champion)
+            return verdict  # else another machine has promoted its version meanwhile: that is the one to beat
 
 
 def _json_rows(version: Version) -> list[dict]:

@@ -1,13 +1,22 @@
-"""System metrics of this machine, under the names that MLflow's interface has a page for."""
+"""System metrics of this machine: MLflow's own monitors, sampled beside the work.
+
+    CPU and memory, disk, network, GPUs ─▶ system/cpu_utilization_percentage, … ─▶ sink, every few seconds
+
+The names are those that MLflow's interface has a page for. MLflow's SystemMetricsMonitor would send them itself, and
+lose them while MLflow is away; here they go through the outbox as all else does.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-MEGA = 1e6
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+
+PREFIX = "system/"
 _log = logging.getLogger(__name__)
 
 
@@ -15,7 +24,7 @@ class Sampler:
     """Reads the machine's load every few seconds in a thread of its own.
 
     Args:
-        sink: called with each sample, metric -> value.
+        sink: called with each sample, metric -> value: percent, megabytes, watts.
         seconds: between two samples; 10 costs about 0.01% of a core.
     """
 
@@ -31,45 +40,43 @@ class Sampler:
         self._stop.set()
 
     def _run(self) -> None:
-        gpus = _gpus()
-        usage(gpus)  # the first reading of the CPU's load only starts its clock
+        monitors = make_monitors()
+        sample(monitors)  # the first reading of the CPU's load only starts its clock
         wait = min(2.0, self._seconds)
         while not self._stop.wait(wait):
-            try:
-                values = usage(gpus)
-            except Exception as error:  # a device that is reset or lost; the work itself will say so
-                _log.warning("System metrics: %s; going on without the GPUs'", error)
-                gpus, values = None, usage()
-            self._sink(values)
+            self._sink(sample(monitors))
             wait = self._seconds
 
 
-def usage(gpus: tuple[Any, list[Any]] | None = None) -> dict[str, float]:
-    """The load now: percent, and megabytes."""
-    import psutil
+def make_monitors() -> list[BaseMetricsMonitor]:
+    """MLflow's monitors of what this machine has; GPUs where there are a driver and its Python package."""
+    from cluster.tracking.place import import_quietly
 
-    memory = psutil.virtual_memory()
-    values = {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(None),
-        "system/system_memory_usage_megabytes": memory.used / MEGA,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
-    if gpus:
-        nvml, handles = gpus
-        for index, handle in enumerate(handles):
-            used = nvml.nvmlDeviceGetMemoryInfo(handle)
-            values[f"system/gpu_{index}_utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-            values[f"system/gpu_{index}_memory_usage_megabytes"] = used.used / MEGA
-            values[f"system/gpu_{index}_power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    import_quietly()
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    monitors: list[BaseMetricsMonitor] = []
+    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor):
+        try:
+            monitors.append(kind())
+        except Exception as error:  # no package, no driver, no permission: each has an exception of its own
+            _log.debug("%s: %s", kind.__name__, error)
+    return monitors
+
+
+def sample(monitors: list[BaseMetricsMonitor]) -> dict[str, float]:
+    """One reading of each; a monitor that fails is left out from then on."""
+    values: dict[str, float] = {}
+    for monitor in list(monitors):
+        try:
+            monitor.clear_metrics()
+            monitor.collect_metrics()
+            values |= {f"{PREFIX}{name}": value for name, value in monitor.aggregate_metrics().items()}
+        except Exception as error:  # a device that is reset or lost; the work itself will say so
+            _log.warning("%s: %s; system metrics go on without it", type(monitor).__name__, error)
+            monitors.remove(monitor)
     return values
-
-
-def _gpus() -> tuple[Any, list[Any]] | None:
-    """NVML and this machine's devices, where there is a driver and `nvidia-ml-py` is installed."""
-    try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
-        pynvml.nvmlInit()
-        return pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no module, no driver, no permission: each has an exception of its own
-        return None

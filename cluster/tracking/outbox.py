@@ -214,7 +214,7 @@ class Delivery:
                 return event
             if kind in ("metrics", "params", "tags"):
                 count = len(event["values"])
-                if size and size + count > (BATCH if kind == "metrics" else PARAMS):
+                if size and size + count > BATCH:
                     flush()
                 batch.append(event)
                 size += count

@@ -56,9 +56,13 @@ class Task:
             self._lock.close()
 
 
-def claim(folder: Path) -> Any:
-    """An open file that holds the folder's lock, or None if another process holds it."""
-    file = (folder / "lock").open("a")
+def claim(folder: Path, new: bool = False) -> Any:
+    """An open file that holds the folder's lock, or None if another process holds it.
+
+    Raises:
+        FileNotFoundError: the folder isn't `new`, and has no lock: whoever delivered it has removed it.
+    """
+    file = (folder / "lock").open("x" if new else "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -76,15 +80,21 @@ def left_behind(state: Path, own: Path) -> list[tuple[Delivery, Any]]:
             lock = claim(folder)
             if lock is not None:
                 found.append((Delivery(folder, live=False), lock))
-        except (OSError, ValueError) as error:  # gone just now, or not readable
-            _log.warning("Can't deliver %s: %s", folder, error)
+        except (OSError, ValueError) as error:
+            if not isinstance(error, FileNotFoundError):  # else it is gone just now, delivered
+                _log.warning("Can't deliver %s: %s", folder, error)
             if lock is not None:
                 lock.close()
     return found
 
 
 def remove(folder: Path) -> None:
-    """The folder has done its work; what MLflow refused stays, beside it."""
+    """The folder has done its work; what MLflow refused stays, beside it.
+
+    line.json goes first: by it a folder is found, and one without its positions would be delivered again.
+    """
     with contextlib.suppress(FileNotFoundError):
         (folder / "refused.jsonl").replace(folder.with_name(f"{folder.name}-refused.jsonl"))
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "line.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)

@@ -240,7 +240,7 @@ class Tracker:
         """The line's folder, made when there is something to put into it."""
         if self.delivery is None:
             self.folder.mkdir(parents=True)
-            self._lock = claim(self.folder)
+            self._lock = claim(self.folder, new=True)
             root = self.place.artifact_root
             line = {"uri": self.place.uri, "experiment": self.experiment, "artifact_root": root}
             (self.folder / "line.json").write_text(json.dumps(line))

@@ -51,7 +51,7 @@ def export(
     """Export a model as a folder that Hugging Face's Auto classes load, or as a GGUF file (Llama-shaped models)."""
     with quietly() as console:
         max_bytes = bytes_of(max_shard_size)
-        from cluster.serve.generator import model_folder
+        from cluster.registry.find import model_folder
 
         if folder.suffix == ".gguf":
             from cluster.interop.gguf import export_gguf

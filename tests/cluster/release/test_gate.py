@@ -13,7 +13,14 @@ REWARD = GateMetric(metric="reward", mode="max", max_regression=0.1)
 
 @pytest.mark.parametrize(
     ("value", "champion", "passes"),
-    [(1.9, 2.0, True), (2.0, 2.0, False), (2.1, 2.0, False), (math.nan, 2.0, False), (math.inf, 2.0, False)],
+    [
+        (1.9, 2.0, True),
+        (2.0, 2.0, False),
+        (2.1, 2.0, False),
+        (math.nan, 2.0, False),
+        (math.inf, 2.0, False),
+        (-math.inf, 2.0, False),  # better than all, and no score
+    ],
 )
 def test_a_metric_must_be_better_than_the_champions(value, champion, passes):
     for sign, mode in ((1, "min"), (-1, "max")):
@@ -26,6 +33,25 @@ def test_a_metric_may_regress_by_what_is_allowed(value, passes):
     verdict = judge({"reward": value}, {"reward": 0.5}, (REWARD,))
     assert verdict.passed is passes
     assert ("0.39 is worse than the champion's 0.5 by more than 0.1" in verdict.reason) is not passes
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_regression_of_just_what_is_allowed_passes(mode):
+    metric = GateMetric(metric="m", mode=mode, max_regression=0.25)
+    worse = 0.75 if mode == "min" else 0.25
+    assert judge({"m": worse}, {"m": 0.5}, (metric,)).passed
+    further = worse + (0.01 if mode == "min" else -0.01)
+    assert not judge({"m": further}, {"m": 0.5}, (metric,)).passed
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_champion_whose_score_is_not_finite_can_be_replaced(broken):
+    assert judge({"bpb": 2.0, "reward": 0.0}, {"bpb": broken, "reward": broken}, (BPB, REWARD)).passed
+
+
+def test_a_gate_that_asks_for_nothing_lets_every_model_pass():
+    verdict = judge({"bpb": math.nan}, {"bpb": 1.0}, ())
+    assert (verdict.passed, verdict.reason, verdict.rows) == (True, "all metrics hold", [])
 
 
 def test_the_first_model_passes_if_its_metrics_are_there_and_finite():

@@ -10,9 +10,10 @@ import pytest
 from tiny_mlflow import runs, sqlite_place
 from tiny_release import release_step
 
+from cluster.registry.find import FILES, model_folder
 from cluster.registry.versions import Registry, parse
 from cluster.release.package import count_parameters
-from cluster.serve.generator import FILES, Generator, model_folder
+from cluster.serve.generator import Generator
 from cluster.stage import Hooks, Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from cluster.tracking.place import connect, locate

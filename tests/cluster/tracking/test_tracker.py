@@ -13,7 +13,7 @@ import pytest
 from tiny_mlflow import curve, runs, sqlite_place
 
 from cluster.events import EventLog, read_events
-from cluster.tracking import outbox
+from cluster.tracking import outbox, sender
 from cluster.tracking.place import Place, connect, locate
 from cluster.tracking.tracker import Tracker, flatten, numbers_of
 
@@ -345,12 +345,50 @@ def test_system_metrics_are_sampled_beside_the_stages(place):
         assert run.data.metrics["system/system_memory_usage_megabytes"] > 10
 
 
-def test_an_unfinished_stage_fails_when_the_line_ends(place):
+@pytest.mark.parametrize(
+    ("line", "left_open"), [("FINISHED", "FAILED"), ("FAILED", "FAILED"), ("KILLED", "KILLED")]
+)  # fmt: skip
+def test_a_stage_left_open_when_the_line_ends_is_never_shown_as_finished(place, line, left_open):
     track = tracker(place)
     track.start_line("demo")
+    track.stage("pack", "f0").finish()
     track.stage("pretrain", "f1")
-    assert track.finish("KILLED", timeout=60)
-    assert {r.info.status for r in runs(place, "line").values()} == {"KILLED"}
+    assert track.finish(line, timeout=60)
+    statuses = {name: r.info.status for name, r in runs(place, "line").items()}
+    assert statuses == {"demo": line, "pack": "FINISHED", "pretrain": left_open}
+
+
+def test_a_delivered_folder_is_never_found_half_removed(place, tmp_path, monkeypatch):
+    """Another process looks for what was left at each moment of the removal."""
+    removed = []
+
+    def rmtree(folder, **kw):
+        for path in sorted(folder.iterdir(), key=lambda p: p.name != "lock"):  # the lock first, the worst order
+            path.unlink()
+            removed.append(path.name)
+            assert not list(place.state.glob("*/line.json"))
+        folder.rmdir()
+
+    monkeypatch.setattr(sender.shutil, "rmtree", rmtree)
+    track = tracker(place)
+    track.start_line("demo")
+    assert track.finish(timeout=60)
+    assert "lock" in removed
+    assert not track.folder.exists()
+    assert set(runs(place, "line")) == {"demo"}
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, caplog):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "line.json").write_text("{}")
+    assert sender.left_behind(tmp_path, tmp_path / "own") == []  # its lock is gone already
+    assert sorted(p.name for p in (tmp_path / "gone").iterdir()) == ["line.json"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "lock").touch()
+    (tmp_path / "broken" / "line.json").write_text("{no JSON")
+    assert sender.left_behind(tmp_path, tmp_path / "own") == []
+    assert [r.args[0].name for r in caplog.records] == ["broken"]
+    assert sender.claim(tmp_path / "broken") is not None  # not held any longer
 
 
 def test_a_tracker_that_is_never_used_leaves_no_trace(tmp_path):

@@ -16,9 +16,9 @@ from cluster.train.loop import objective_for, run_trainer
 from cluster.train.pretrain import PretrainConfig, Pretraining, pretrain_worker
 from flows.recipe_errors import RecipeError
 from flows.recipe_read import read_recipe
+from model import objective as registry
 from model import trainer
 from model.config import ModelConfig
-from model.objectives import registry
 from model.train_config import TrainConfig
 
 SHAPE = ModelConfig(d_model=32, n_layers=1, n_heads=2, max_seq_len=64)

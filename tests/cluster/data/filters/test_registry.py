@@ -9,8 +9,8 @@ from cluster.data.filter import FilterConfig
 from cluster.data.filters import registry
 from cluster.data.filters.contract import Filter, Thresholds
 from cluster.identity import identity
-from flows.recipe import read_recipe
 from flows.recipe_errors import RecipeError
+from flows.recipe_read import read_recipe
 from tests.cluster.data.data_pipeline import ids, run_filter
 from tests.cluster.data.filters.shouting import Shouting
 

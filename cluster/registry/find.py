@@ -1,0 +1,91 @@
+"""From the name of a model to the folder with its files, on this machine.
+
+models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (its champion)
+  ├─ the registry's files are here      their folder
+  └─ they are on a server or on S3      a copy in the cache, made once
+DIR                                     itself, or the model inside an MLflow model's folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from cluster.errors import Missing
+from cluster.registry.versions import Registry, like
+from cluster.tracking.place import Place, import_quietly
+
+FILES = ("model.safetensors", "config.json", "tokenizer.model", "tokenizer.json")
+INSIDE = "artifacts/model"  # where an MLflow model of ours keeps them
+
+
+def model_folder(model: str | Path, place: Place | None = None) -> Path:
+    """The local folder that holds a model's files; from a remote registry they are downloaded once.
+
+    Args:
+        model: see the top of this file; a folder may also be an MLflow model's.
+        place: which MLflow to ask; default: MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
+
+    Raises:
+        ValueError: `model` has neither form.
+        LookupError: nothing is there under that name; the message has the nearest.
+    """
+    text = str(model)
+    if text.startswith("models:"):
+        return _registered(text, place)
+    folder = Path(text).expanduser()
+    for candidate in (folder, folder / INSIDE):
+        if all((candidate / f).is_file() for f in FILES):
+            return candidate.absolute()
+    if folder.is_dir():
+        missing = ", ".join(f for f in FILES if not (folder / f).is_file())
+        raise Missing(f"{folder} is no model's folder: it has no {missing}.")
+    if "/" not in text and "\\" not in text:
+        raise Missing(_perhaps_registered(text, place))
+    raise Missing(f"There is no folder {folder}. A registered model is written models:/NAME@ALIAS.")
+
+
+def _registered(uri: str, place: Place | None) -> Path:
+    registry = Registry(place)
+    version = registry.get(uri)
+    here = registry.local_files(version)
+    if here is not None:
+        return _checked(here / INSIDE, version.uri)
+    key = f"{registry.place.uri}|{version.uri}|{version.created}|{version.source}"
+    cache = Path(os.environ.get("TOKENMILL_CACHE") or Path.home() / ".cache" / "tokenmill") / "models"
+    target = cache / hashlib.sha256(key.encode()).hexdigest()[:20]
+    if not target.is_dir():
+        import_quietly()
+        from mlflow.artifacts import download_artifacts
+
+        source = registry.location(version)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as fresh:
+            uri = f"{source.rstrip('/')}/{INSIDE}"
+            got = Path(download_artifacts(artifact_uri=uri, dst_path=fresh, tracking_uri=registry.place.uri))
+            _checked(got, version.uri)
+            try:
+                got.rename(target)
+            except OSError:  # another process was quicker
+                shutil.rmtree(got, ignore_errors=True)
+    return _checked(target, version.uri)
+
+
+def _checked(folder: Path, name: str) -> Path:
+    missing = [f for f in FILES if not (folder / f).is_file()]
+    if missing:
+        raise Missing(f"{name} is no model of tokenmill's: its files have no {', '.join(missing)} in {INSIDE}/.")
+    return folder
+
+
+def _perhaps_registered(name: str, place: Place | None) -> str:
+    try:
+        known = Registry(place).names()
+    except (LookupError, ConnectionError):
+        known = []
+    if name in known:
+        return f"There is no folder {name!r}; the registered model is written models:/{name}@champion."
+    return f"There is no folder {name!r}, and no registered model of that name. {like(name, known)}"
