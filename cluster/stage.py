@@ -23,11 +23,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cluster.errors import Stopped
 from cluster.events import EventLog, plain_json
 from cluster.identity import canonical_json, differences, how, identity
 from cluster.provenance import code_version, package_versions
 from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
 from cluster.store.checkpoints import Checkpoints
+from cluster.store.lease import lease
 from cluster.store.source import digest_source
 from cluster.store.workplace import build_folder
 
@@ -118,7 +120,7 @@ def external(step: Step) -> dict[str, str]:
         return _external[step]
 
 
-def fingerprint(step: Step, artifacts: Artifacts | None = None) -> str:
+def fingerprint(step: Step) -> str:
     """20 hex digits that name what the step makes, wherever and by however many workers it is made."""
     return _fingerprint(step, {})
 
@@ -190,22 +192,46 @@ def run_step(
     for last in (False, True):
         inputs = {role: _input(source, artifacts, wiring) for role, source in step.inputs.items()}
         try:
-            if force:
-                artifacts.checkpoints(fingerprint(step)).clear()  # from the start, not from where another had come
-            artifact = _make(step, inputs, artifacts, wiring, there)
-            return Outcome(artifact, False, time.perf_counter() - begun)
+            artifact, cached = _make_once(step, inputs, artifacts, wiring, force)
+            return Outcome(artifact, cached, time.perf_counter() - begun)
         except Corrupt:  # an input, found out by a reader, who has set it aside: made again, once
             if last:
                 raise
     raise AssertionError("unreachable: the last round returns or raises")
 
 
+def _make_once(
+    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, force: bool
+) -> tuple[Artifact, bool]:
+    """Make the step while no other run does: its artifact, and whether another run has made it meanwhile."""
+    progress, stopping, context = wiring
+    mark = fingerprint(step)
+    while True:
+        with lease(artifacts.store, mark, step.name, stopping, lambda text: progress(0, 0, text)) as held:
+            there = artifacts.find(step.stage.kind, mark)
+            if there and not force and _holds(step, there):
+                return there, True
+            checkpoints = artifacts.checkpoints(mark, held.nonce)
+            if force:
+                checkpoints.clear()  # from the start, not from where another had come
+            ours: Wiring = (progress, lambda: stopping() or held.lost(), context)  # noqa: B023
+            try:
+                return _make(step, inputs, artifacts, ours, there, checkpoints), False
+            except Stopped:
+                if stopping() or not held.lost():
+                    raise
+
+
 def _make(
-    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, wiring: Wiring, replaced: Artifact | None
+    step: Step,
+    inputs: dict[str, Artifact],
+    artifacts: Artifacts,
+    wiring: Wiring,
+    replaced: Artifact | None,
+    checkpoints: Checkpoints,
 ) -> Artifact:
     """Run the stage and publish; `replaced` is what is there already and is not to be used."""
     mark = fingerprint(step)
-    checkpoints = artifacts.checkpoints(mark)
     progress, stopping, context = wiring
     with build_folder(artifacts.store, mark) as out:
         workspace = Workspace(
