@@ -214,7 +214,7 @@ def _make_once(
             checkpoints = artifacts.checkpoints(mark, held.nonce)
             if force:
                 checkpoints.clear()  # from the start, not from where another had come
-            ours: Wiring = (progress, lambda: stopping() or held.lost(), context)  # noqa: B023
+            ours: Wiring = (progress, lambda: stopping() or held.lost(), context)
             try:
                 return _make(step, inputs, artifacts, ours, there, checkpoints), False
             except Stopped:

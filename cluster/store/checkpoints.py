@@ -57,7 +57,8 @@ class Checkpoints:
         new one.
         """
         if self._lost():
-            return shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         key = f"{self.key}/{_NAME.format(step)}"
         manifest = CheckpointManifest(step=step, files=describe(folder))
 

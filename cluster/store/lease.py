@@ -144,11 +144,11 @@ class Lease:
             _log.warning("Can't give back the lease on %s", self._owner.step, exc_info=True)
 
     def _renew(self) -> None:
-        while not self._closed.wait(HEARTBEAT_SECONDS):
+        while not self.lost() and not self._closed.wait(HEARTBEAT_SECONDS):
             try:
                 if not self._place.renew(self._owner):
+                    self._lost.set()
                     _log.warning("%s was taken over by another run: this one was suspended.", self._owner.step)
-                    return self._lost.set()
             except Exception:  # the store may answer next time; if it doesn't, another run takes over
                 _log.debug("Can't renew the lease on %s", self._owner.step, exc_info=True)
 
@@ -246,7 +246,7 @@ class _InFolder:
         with self.guard.open("a") as file:
             while not _lock(file.fileno(), fcntl.LOCK_EX):
                 if time.monotonic() > ends:
-                    raise StoreError(f"Another process has kept {self.guard} locked for {GUARD_SECONDS:g} s: suspended?")
+                    raise StoreError(f"Another process has kept {self.guard} locked for {GUARD_SECONDS:g} s.")
                 time.sleep(0.01)
             yield
 
