@@ -40,7 +40,7 @@ from cluster.store.s3 import S3Store
 HEARTBEAT_SECONDS = 5.0
 TAKEN_OVER_SECONDS = 30.0  # without a heartbeat
 POLL_SECONDS = 0.5  # between the looks of one who waits
-SAY_SECONDS = 60.0  # between its words
+SAY_SECONDS = 10.0  # between its words
 GUARD_SECONDS = 10.0  # that another process may take for a look and a rename
 _log = logging.getLogger(__name__)
 
