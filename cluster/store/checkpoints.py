@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cluster.store import NotFound, Store, StoreError, open_store
 from cluster.store.base import ASIDE, MANIFEST, WORK, join
 from cluster.store.folder import Corrupt, FileEntry, adopt, cached_folder, describe, local_copy, missing
-from cluster.store.lease import holds
+from cluster.store.lease_place import holds
 
 _NAME = "step-{:012d}"
 _log = logging.getLogger(__name__)

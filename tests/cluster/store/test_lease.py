@@ -23,7 +23,8 @@ from cluster.store import lease as lease_module
 from cluster.store import open_store
 from cluster.store import s3 as s3_module
 from cluster.store.artifact import Artifacts
-from cluster.store.lease import Lease, Owner, Seen, holds, lease
+from cluster.store.lease import Lease, lease
+from cluster.store.lease_place import Owner, Seen, holds, place_of
 from tests.cluster.tiny_stage import Config, Step, stage
 
 KEY = f"work/{FP}/lease.json"
@@ -145,7 +146,7 @@ def test_on_a_server_that_lets_all_writers_through_one_has_the_lease(s3_url, mon
     taken = []
 
     def work() -> None:
-        place, mine = lease_module._place(store, FP), Owner(nonce=uuid.uuid4().hex)
+        place, mine = place_of(store, FP), Owner(nonce=uuid.uuid4().hex)
         if place.take(mine, place.look()):
             taken.append(mine)
 
@@ -292,14 +293,14 @@ def test_an_unreadable_lease_is_taken_over(store_url, quick):
 
 def test_what_is_not_ones_own_is_never_given_back(store_url):
     store = open_store(store_url)
-    place, old, new = lease_module._place(store, FP), Owner(nonce="old"), Owner(nonce="new")
+    place, old, new = place_of(store, FP), Owner(nonce="old"), Owner(nonce="new")
     assert place.take(old, None)
     seen = place.look()
-    assert lease_module._place(store, FP).take(new, seen)
+    assert place_of(store, FP).take(new, seen)
     assert not place.renew(old)
     place.leave(old)
     assert holds(store, FP, "new")
-    assert not lease_module._place(store, FP).take(old, seen)  # as it was seen, it is no more
+    assert not place_of(store, FP).take(old, seen)  # as it was seen, it is no more
 
 
 def test_time_in_which_the_observer_slept_itself_does_not_count(monkeypatch):
