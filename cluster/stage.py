@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -32,6 +32,7 @@ from cluster.report import Block
 from cluster.session import Session
 from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
 from cluster.store.checkpoints import Checkpoints
+from cluster.store.lease import lease
 from cluster.store.source import digest_source
 from cluster.store.workplace import build_folder
 
@@ -262,13 +263,32 @@ def run_step(
     for last in (False, True):
         inputs = {role: _input(source, artifacts, surroundings) for role, source in step.inputs.items()}
         try:
-            if force:
-                artifacts.checkpoints(fingerprint(step)).clear()  # from the start, not from where another had come
-            return outcome(_make(step, inputs, artifacts, surroundings, there), cached=False)
+            return outcome(*_make_once(step, inputs, artifacts, surroundings, force))
         except Corrupt:  # an input, found out by a reader, who has set it aside: made again, once
             if last:
                 raise
     raise AssertionError("unreachable: the last round returns or raises")
+
+
+def _make_once(
+    step: Step, inputs: dict[str, Artifact], artifacts: Artifacts, surroundings: Surroundings, force: bool
+) -> tuple[Artifact, bool]:
+    """Make the step while no other run does: its artifact, and whether another run has made it meanwhile."""
+    hooks, mark = surroundings.hooks, fingerprint(step)
+    while True:
+        with lease(artifacts.store, mark, step.name, hooks.stopping, lambda text: hooks.progress(0, 0, text)) as held:
+            there = artifacts.find(step.stage.kind, mark)
+            if there and not force and _holds(step, there):
+                return there, True
+            checkpoints = artifacts.checkpoints(mark, held.nonce)
+            if force:
+                checkpoints.clear()  # from the start, not from where another had come
+            ours = replace(hooks, stopping=lambda: hooks.stopping() or held.lost())
+            try:
+                return _make(step, inputs, artifacts, replace(surroundings, hooks=ours), there, checkpoints), False
+            except Stopped:
+                if hooks.stopping() or not held.lost():
+                    raise
 
 
 def _make(
@@ -277,10 +297,10 @@ def _make(
     artifacts: Artifacts,
     surroundings: Surroundings,
     replaced: Artifact | None,
+    checkpoints: Checkpoints,
 ) -> Artifact:
     """Run the stage and publish; `replaced` is what is there already and is not to be used."""
     mark, stage, hooks = fingerprint(step), step.stage, surroundings.hooks
-    checkpoints = artifacts.checkpoints(mark)
     with build_folder(artifacts.store, mark) as out:
         workspace = Workspace(
             step=step.name,

@@ -106,10 +106,22 @@ class EmbeddedServer:
 
 def _serve(fd: int) -> None:
     """The child: serve on the parent's socket until its pipe closes."""
+    import fcntl
     import signal
     import threading
 
     import uvicorn
+    from prefect.settings import get_current_settings
+
+    class Server(uvicorn.Server):
+        """Starts while no other of this user's does: two that both make Prefect's database would break it."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            home = get_current_settings().home
+            home.mkdir(parents=True, exist_ok=True)
+            with (home / "tokenmill-start.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however the process ends
+                await super().startup(sockets)
 
     def watch() -> None:
         sys.stdin.buffer.read()
@@ -125,7 +137,7 @@ def _serve(fd: int) -> None:
         lifespan="on",
         timeout_graceful_shutdown=2,
     )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+    Server(config).run(sockets=[socket.socket(fileno=fd)])
 
 
 if __name__ == "__main__":

@@ -22,20 +22,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.store import NotFound, Store, StoreError, open_store
-from cluster.store.base import MANIFEST, join
+from cluster.store.base import ASIDE, MANIFEST, join
+from cluster.store.checkpoints import Checkpoints
 from cluster.store.folder import Corrupt, FileEntry, adopt, cached_folder, describe, local_copy, missing
 
-if TYPE_CHECKING:
-    from cluster.store.checkpoints import Checkpoints
-
 FORMAT = 1
-ASIDE = "aside"
-WORK = "work"
 _log = logging.getLogger(__name__)
 
 
@@ -227,11 +223,9 @@ class Artifacts:
         visit(artifact.manifest)
         return list(order.values())
 
-    def checkpoints(self, fingerprint: str) -> Checkpoints:
-        """The checkpoints of the run that is making the artifact `fingerprint`."""
-        from cluster.store.checkpoints import Checkpoints
-
-        return Checkpoints(self.store, fingerprint, self.cache)
+    def checkpoints(self, fingerprint: str, nonce: str = "") -> Checkpoints:
+        """The checkpoints of the run that is making the artifact `fingerprint`, by the lease `nonce`."""
+        return Checkpoints(self.store, fingerprint, self.cache, nonce)
 
     def path(self, manifest: Manifest, verify: bool = True) -> Path:
         """See Artifact.path."""

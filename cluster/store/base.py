@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+WORK = "work"  # the folder of what is under way: STORE/work/FINGERPRINT/…
+ASIDE = "aside"  # and of what was damaged or replaced
 MANIFEST = "manifest.json"  # its presence is what makes a folder an artifact: it is always written last
 
 

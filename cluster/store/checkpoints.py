@@ -16,8 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from cluster.store import NotFound, Store, StoreError, open_store
-from cluster.store.base import MANIFEST, join
+from cluster.store.base import ASIDE, MANIFEST, WORK, join
 from cluster.store.folder import Corrupt, FileEntry, adopt, cached_folder, describe, local_copy, missing
+from cluster.store.lease_place import holds
 
 _NAME = "step-{:012d}"
 _log = logging.getLogger(__name__)
@@ -38,13 +39,16 @@ class Checkpoints:
         store: a store, or its URL.
         fingerprint: of the artifact.
         cache: see Artifacts.
+        nonce: of the lease by which they are written (see lease.py): once another run has taken over, this one
+            neither saves nor deletes. Without one this is not asked.
     """
 
-    def __init__(self, store: Store | str, fingerprint: str, cache: Path | None = None):
+    def __init__(self, store: Store | str, fingerprint: str, cache: Path | None = None, nonce: str = ""):
         self.store: Store = open_store(store) if isinstance(store, str) else store
         self.fingerprint = fingerprint
         self.cache = cache
-        self.key = f"work/{fingerprint}/checkpoints"
+        self.nonce = nonce
+        self.key = f"{WORK}/{fingerprint}/checkpoints"
 
     def save(self, step: int, folder: Path) -> None:
         """Publish `folder` as the checkpoint of `step`; it is consumed.
@@ -52,6 +56,9 @@ class Checkpoints:
         A step that is there already, as after a resume, stays if it is the same, and else gives way to the
         new one.
         """
+        if self._lost():
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         key = f"{self.key}/{_NAME.format(step)}"
         manifest = CheckpointManifest(step=step, files=describe(folder))
 
@@ -65,7 +72,7 @@ class Checkpoints:
                     adopt(folder, cached_folder(self.store, manifest.prefix, manifest.created, self.cache))
                 return
             old = self._whole(step)
-            if old and old.files == manifest.files:
+            if (old and old.files == manifest.files) or self._lost():
                 shutil.rmtree(folder, ignore_errors=True)
                 return
             self.store.delete_prefix(key)
@@ -102,15 +109,26 @@ class Checkpoints:
         """Delete all but the newest `keep` whole ones."""
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must stay; use clear() to delete all.")
+        if self._lost():
+            return
         whole = [s for s in self.steps() if self._whole(s)]
         for step in whole[:-keep]:
             self._delete(step)
 
     def clear(self) -> None:
         """Delete all of them."""
+        if self._lost():
+            return
         for step in self.steps():
             self._delete(step)
         self.store.delete_prefix(self.key)
+
+    def _lost(self) -> bool:
+        """Whether they are another run's by now."""
+        lost = bool(self.nonce) and not holds(self.store, self.fingerprint, self.nonce)
+        if lost:
+            _log.warning("Left the checkpoints of %s alone: another run has taken over.", self.fingerprint)
+        return lost
 
     def _read(self, step: int) -> CheckpointManifest | None:
         try:
@@ -134,7 +152,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         key = f"{self.key}/{_NAME.format(step)}"
-        target = f"aside/checkpoint-{self.fingerprint}-{step}-{secrets.token_hex(3)}"
+        target = f"{ASIDE}/checkpoint-{self.fingerprint}-{step}-{secrets.token_hex(3)}"
         with contextlib.suppress(NotFound):
             if self.store.withdraw(key, target, self.store.read(f"{key}/{MANIFEST}")):
                 self.store.write(f"{target}/reason.txt", (reason + "\n").encode())

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cluster.store.base import MANIFEST, Entry, NotFound, StoreError, check_key, files_in, join
+from cluster.store.base import MANIFEST, WORK, Entry, NotFound, StoreError, check_key, files_in, join
 from cluster.store.s3_client import absent, ask, client, code, list_objects, split_url, status
 
 PART_BYTES = 16 << 20  # of a multipart upload; AWS takes no less than 5 MiB
@@ -239,7 +239,7 @@ class S3Store:
         """Write one object twice: the second is to be refused."""
         from botocore.exceptions import ClientError
 
-        where = self._where(f"work/probe-{uuid.uuid4().hex}")
+        where = self._where(f"{WORK}/probe-{uuid.uuid4().hex}")
         ask(f"write to {self.url}", lambda: client().put_object(**where, Body=b"probe"))
         try:
             client().put_object(**where, Body=b"probe", IfNoneMatch="*")
@@ -268,7 +268,7 @@ class S3Store:
         shown = self.write(join(key, MANIFEST), mine, if_absent=True)
         if self._alone(key, nonce):
             return shown
-        if self._settled(join(key, MANIFEST)) == mine:
+        if self.settled(join(key, MANIFEST)) == mine:
             return True
         if not shown:
             # What was shown even for a moment stays, for those who saw it; nobody saw this.
@@ -278,7 +278,7 @@ class S3Store:
     def _alone(self, key: str, nonce: str) -> bool:
         return all(name == nonce for name in self.folders(key))
 
-    def _settled(self, key: str) -> bytes | None:
+    def settled(self, key: str) -> bytes | None:
         """The content of `key` once no put that was under way can still change it."""
         seen, since = self._content(key), time.monotonic()
         while time.monotonic() - since < SETTLE_SECONDS:

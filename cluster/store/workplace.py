@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.store import Store
+from cluster.store.base import WORK
 
 
 @contextlib.contextmanager
@@ -67,11 +68,11 @@ def remove_dead(work: Path) -> None:
 
 
 def _work_folder(store: Store, fingerprint: str) -> Path:
-    own = store.folder(f"work/{fingerprint}")
+    own = store.folder(f"{WORK}/{fingerprint}")
     if own is not None:
         return own
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
-    return Path(tempfile.gettempdir()) / f"tokenmill-{user}" / "work" / fingerprint
+    return Path(tempfile.gettempdir()) / f"tokenmill-{user}" / WORK / fingerprint

@@ -15,6 +15,7 @@ from cluster.stage import Hooks, Step, Surroundings, find, fingerprint, run_step
 from cluster.store import folder as folder_module
 from cluster.store import open_store
 from cluster.store.artifact import Artifacts, Corrupt
+from cluster.store.workplace import remove_dead
 from tests.given_summary import Given
 
 
@@ -135,12 +136,12 @@ run_step(line(run=run), Artifacts(sys.argv[2]))
         try:
             folder = living.stdout.readline().strip()
             assert Path(folder).exists() and not Path(dead.stdout.strip()).exists()
-            made = run_step(line(), Artifacts(tmp_path)).artifact
-            assert (made.path() / "text").read_text() == "ba"
+            remove_dead(Path(folder).parent)
             assert Path(folder).exists()
         finally:
             living.kill()
-    run_step(line(), Artifacts(tmp_path), force=True)
+    made = run_step(line(), Artifacts(tmp_path)).artifact
+    assert (made.path() / "text").read_text() == "ba"
     assert not Path(folder).exists()
     assert list(open_store(tmp_path).list("work")) == []
 

@@ -78,6 +78,25 @@ def test_pruning_keeps_the_newest_and_clearing_none(store_url, tmp_path):
     assert not copies.exists() or list(copies.iterdir()) == []
 
 
+@pytest.mark.parametrize("damage", ["torn", "no manifest"])
+def test_pruning_never_counts_a_damaged_checkpoint_as_one_that_it_keeps(store_url, tmp_path, damage):
+    """The last good one stays, however many damaged ones are newer."""
+    checkpoints = Artifacts(store_url, tmp_path / "writer").checkpoints(FP)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, checkpoint(tmp_path, f"{step}"))
+    for entry in list(checkpoints.store.list(checkpoints.key)):
+        if f"{3:012d}/" in entry.key or f"{4:012d}/" in entry.key:
+            if damage == "torn" and entry.key.endswith("model"):
+                checkpoints.store.write(entry.key, b"")
+            elif damage == "no manifest" and entry.key.endswith(MANIFEST):
+                checkpoints.store.delete_prefix(entry.key)
+    checkpoints.prune(2)
+    assert {1, 2} <= set(checkpoints.steps())
+    checkpoints.prune(1)
+    found = Artifacts(store_url, tmp_path / "reader").checkpoints(FP).latest()
+    assert found is not None and found[0] == 2 and contents(found[1])["model"] == "2"
+
+
 def test_a_kill_while_saving_leaves_the_one_before(store_url, tmp_path):
     checkpoints = Artifacts(store_url).checkpoints(FP)
     checkpoints.save(1, checkpoint(tmp_path, "one"))
