@@ -12,7 +12,8 @@ from tiny_model import make_model
 
 from cluster.data.tokenizer.chat import render_prompt
 from cluster.data.tokenizer.tokenizer import Tokenizer
-from cluster.evaluate.evaluate import EvaluateConfig, TaskConfig, delta_bits, summarise
+from cluster.evaluate.bits import delta_bits, summarise
+from cluster.evaluate.config import EvaluateConfig, TaskConfig
 from cluster.evaluate.tasks import score_answers, score_choices
 from model.checkpoint import load_model
 
