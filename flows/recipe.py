@@ -27,7 +27,7 @@ from cluster.data.pack import PackConfig
 from cluster.data.readers.sources import Source
 from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.errors import UserError
-from cluster.evaluate.evaluate import EvaluateConfig
+from cluster.evaluate.config import EvaluateConfig
 from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
 from cluster.tracking.tracker import TrackingConfig

@@ -34,7 +34,8 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decode
     folder = Path(folder)
     with torch.device("meta"):
         model = Decoder(load_config(folder))
-    model.to_empty(device=device)
+    # Not `to_empty`: torch.empty_like of a tensor without memory imports sympy, half a second.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
     load_weights(model, folder)
     return model.eval()
 

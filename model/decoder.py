@@ -61,6 +61,11 @@ def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Unset. nn.Embedding's own draw, on the meta device, would import torch._dynamo: more than a second."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class Decoder(nn.Module):
     """A language model from its config; weights are unset until `init_weights` or a checkpoint fills them."""
 
@@ -70,9 +75,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing: Checkpointing = "none"
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = _embedding(config.vocab_size, config.d_model)
         learned = config.position == "learned"
-        self.positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        self.positions = _embedding(config.max_seq_len, config.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)

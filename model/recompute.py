@@ -32,11 +32,11 @@ KEPT = frozenset(
         "_scaled_dot_product_cudnn_attention",
     )
     if hasattr(torch.ops.aten, name)
-) | {varlen.KERNEL, blocked.KERNEL}
+) | {blocked.KERNEL}
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in KEPT or op.name() == varlen.KERNEL else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def run(block: nn.Module, kind: Checkpointing, *args: Any) -> Tensor:

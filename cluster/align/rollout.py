@@ -21,8 +21,8 @@ from cluster.errors import UserError
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
+from model.generate.decoding import Decoding
 from model.generate.engine import Completion, generate
-from model.generate.sampling import GREEDY, Sampling
 from model.objectives.logprobs import sequence_logprobs
 from model.objectives.policy import PolicyBatch, group_advantages, policy
 
@@ -69,7 +69,7 @@ class Rollouts:
             chosen.append(self.train[int(order(place))])
         seeds = [int(n) * group + i for n in numbers for i in range(group)]
         items = [item for item in chosen for _ in range(group)]
-        answers = self._answer([prompt for _, prompt in items], Sampling(), [self.config.seed + s for s in seeds])
+        answers = self._answer([prompt for _, prompt in items], 1.0, [self.config.seed + s for s in seeds])
         rewards = torch.tensor(
             [self._reward(task, a) for (task, _), a in zip(items, answers, strict=True)], dtype=torch.float32
         )
@@ -98,11 +98,11 @@ class Rollouts:
         device = self.worker.device
         self.model.to(device).eval()
         prompts = [prompt for _, prompt in part]
-        greedy = self._answer(prompts, GREEDY, [0] * len(part))
+        greedy = self._answer(prompts, 0.0, [0] * len(part))
         repeats = 4
         items = [item for item in part for _ in range(repeats)]
         seeds = [HELDOUT_SEED + begin * repeats + i for i in range(len(items))]
-        sampled = self._answer([prompt for _, prompt in items], Sampling(), seeds)
+        sampled = self._answer([prompt for _, prompt in items], 1.0, seeds)
         return self._mean(
             {
                 "heldout_reward": torch.tensor([self._reward(t, a) for (t, _), a in zip(items, sampled, strict=True)]),
@@ -111,10 +111,10 @@ class Rollouts:
             }
         )
 
-    def _answer(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
-        return generate(
-            self.model, prompts, self.config.max_new_tokens, sampling, [self.tokenizer.end_id], seeds, batch_size=256
-        )
+    def _answer(self, prompts: list[list[int]], temperature: float, seeds: list[int]) -> list[Completion]:
+        stops = (self.tokenizer.end_id,)
+        decoding = Decoding(max_new_tokens=self.config.max_new_tokens, temperature=temperature, stops=stops)
+        return generate(self.model, prompts, decoding, seeds, batch_size=256)
 
     def _reward(self, task: dict, answer: Completion) -> float:
         if answer.finish != "stop":

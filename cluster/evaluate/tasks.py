@@ -1,14 +1,15 @@
 """The parts of an evaluation that ask the model something: multiple choice, verified generation, samples.
 
-Each is a function of a model artifact and plain settings, run as a Ray task by cluster/evaluate/evaluate.py.
+Each is a function of a model artifact and plain settings, run as a Ray task by evaluate.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cluster.evaluate.evaluate import EvaluateConfig, TaskConfig
+    from cluster.evaluate.config import EvaluateConfig, TaskConfig
     from cluster.store.artifact import Artifact
 
 BATCH = 64
@@ -82,19 +83,23 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
 
 
 def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
-    """The verifier's reward of each task's greedy answer; one that doesn't end has none."""
+    """The verifier's reward of each answer, greedy unless the task says otherwise; one that doesn't end has none."""
     from cluster.data.examples.examples import prompt_ids, read_tasks
+    from cluster.serve.stops import cut
     from cluster.verify.verifiers import verify
     from model.generate.by_kind import generate
 
     items = read_tasks(task.data, task.limit)
     prompts = [prompt_ids(tokenizer, item) for item in items]
-    stops = [tokenizer.end_id, tokenizer.eos_id]
-    answers = generate(decoder, prompts, task.max_new_tokens, stop_ids=stops, unmasking=config.unmasking)
-    return [
-        verify(item, tokenizer.decode(answer.tokens[:-1])) if answer.finish == "stop" else 0.0
-        for item, answer in zip(items, answers, strict=True)
-    ]
+    decoding = config.answering(task)
+    completions = generate(decoder, prompts, decoding.ended_by((tokenizer.end_id, tokenizer.eos_id)))
+    rewards = []
+    for item, completion in zip(items, completions, strict=True):
+        at_id = completion.finish == "stop"
+        tokens = completion.tokens[:-1] if at_id else completion.tokens
+        answer, at_text = cut(tokenizer.decode(tokens), decoding.stop_texts)
+        rewards.append(verify(item, answer) if at_id or at_text else 0.0)
+    return rewards
 
 
 def sample(model: Artifact, config: EvaluateConfig) -> list[dict[str, str]]:
@@ -102,6 +107,7 @@ def sample(model: Artifact, config: EvaluateConfig) -> list[dict[str, str]]:
     import torch
 
     from cluster.serve.generator import Generator
+    from model.generate.decoding import OF_UNMASKING
 
     torch.set_num_threads(1)
     asked = [[{"role": "user", "content": question}] for question in config.questions]
@@ -109,13 +115,10 @@ def sample(model: Artifact, config: EvaluateConfig) -> list[dict[str, str]]:
     if not prompts:
         return []
     generator = Generator(model.path(), device="cpu")
-    texts = generator.generate(
-        prompts,
-        max_new_tokens=config.sample_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-        unmasking=None if generator.model.config.causal else config.unmasking,
-    )
+    decoding = config.sampling
+    if generator.model.config.causal:
+        decoding = replace(decoding, **{name: option.default for name, option in OF_UNMASKING.items()})
+    texts = generator.generate(prompts, decoding)
     return [
         {"prompt": p if isinstance(p, str) else p[0]["content"], "completion": text}
         for p, text in zip(prompts, texts, strict=True)

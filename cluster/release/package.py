@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.registry.find import FILES
+from model.generate.decoding import OPTIONS, TEXT, TYPES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
+    from mlflow.types import ParamSpec
 
     from cluster.registry.versions import Registry, Version
 
@@ -132,19 +134,18 @@ def signature() -> ModelSignature:
             ]
         ),
         outputs=Schema([ColSpec("string")]),
-        params=ParamSchema(
-            [
-                ParamSpec("max_new_tokens", "long", 64),
-                ParamSpec("temperature", "double", 0.8),
-                ParamSpec("top_p", "double", 0.95),
-                ParamSpec("seed", "long", 0),
-                ParamSpec("steps", "long", 0),
-                ParamSpec("block_length", "long", 0),
-            ]
-        ),
+        params=ParamSchema([_parameter(ParamSpec, option.name) for option in OPTIONS]),
     )
     made._is_signature_from_type_hint = True
     return made
+
+
+def _parameter(spec: type[ParamSpec], name: str) -> ParamSpec:
+    """An option of generation with its default; of texts there may be several."""
+    default, kind = getattr(TEXT, name), TYPES[name]
+    if kind is tuple:
+        return spec(name, "string", list(default), shape=(-1,))
+    return spec(name, {int: "long", float: "double", str: "string"}[kind], default)
 
 
 def count_parameters(weights: Path) -> int:

@@ -8,13 +8,15 @@ MODEL                       models:/NAME@ALIAS, models:/NAME/VERSION, models:/NA
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.registry.find import model_folder
+from cluster.serve.stops import cut, settled
 from cluster.tracking.place import Place
-from model.generate.unmasking import ONE_BY_ONE, Unmasking
+from model.generate.decoding import TEXT, Decoding
 
 UNFINISHED = "\ufffd"
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -44,74 +46,57 @@ class Generator:
         """By name; see `model_folder`."""
         return cls(model_folder(model, place), device)
 
-    def complete(self, text: str, **options: Any) -> str:
-        """What follows `text`. Options: see `generate`."""
-        return self.generate([text], **options)[0]
+    def complete(self, text: str, decoding: Decoding = TEXT, **changes: Any) -> str:
+        """What follows `text`; see `generate`."""
+        return self.generate([text], decoding, **changes)[0]
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> str:
-        """The assistant's answer to a conversation. Options: see `generate`."""
-        return self.generate([messages], **options)[0]
+    def chat(self, messages: Sequence[Message], decoding: Decoding = TEXT, **changes: Any) -> str:
+        """The assistant's answer to a conversation; see `generate`."""
+        return self.generate([messages], decoding, **changes)[0]
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int = 64,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        top_k: int = 0,
-        seed: int | Sequence[int] = 0,
-        unmasking: Unmasking | None = None,
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding = TEXT, **changes: Any) -> list[str]:
         """Text for each prompt, in one batch: a string is completed as it is, messages are answered.
 
         Args:
-            temperature: 0 takes the likeliest token each time.
-            seed: one for each prompt, or one number s that gives prompt i the seed s + i.
-            unmasking: how a diffusion model fills in the text; None: one token a pass.
+            decoding: how; prompt i has its seed + i.
+            changes: fields of `decoding` that are to be other, such as max_new_tokens=20.
 
         Raises:
-            ValueError: a number out of its range, or messages that the chat template doesn't allow.
+            UserError: a number out of its range, or messages that the chat template doesn't allow.
         """
         from model.generate.by_kind import generate
-        from model.generate.sampling import Sampling
 
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {max_new_tokens} must be at least 1.")
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-        ids = [self.encode(p, max_new_tokens) for p in prompts]
-        how = self._unmasking(unmasking)
-        done = generate(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed, how)
-        return [self.tokenizer.decode(c.tokens) for c in done]
+        decoding = self._possible(replace(decoding, **changes))
+        ids = [self.encode(p, decoding.max_new_tokens) for p in prompts]
+        done = generate(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids))
+        return [self._text(c.tokens, decoding)[0] for c in done]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int = 64,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        top_k: int = 0,
-        seed: int = 0,
-        unmasking: Unmasking | None = None,
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, decoding: Decoding = TEXT, **changes: Any) -> Iterator[str]:
         """The text of one answer in pieces, as it is drawn; joined, it is what `generate` returns."""
         from model.generate.by_kind import stream
-        from model.generate.sampling import Sampling
 
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+        decoding = self._possible(replace(decoding, **changes))
         tokens: list[int] = []
-        shown = ""
-        ids = self.encode(prompt, max_new_tokens)
-        how = self._unmasking(unmasking)
-        for token in stream(self.model, ids, max_new_tokens, sampling, self.tokenizer.stop_ids, seed, how):
+        shown = text = ""
+        ids = self.encode(prompt, decoding.max_new_tokens)
+        for token in stream(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids)):
             tokens.append(token.id)
-            text = self.tokenizer.decode(tokens)
-            whole = text.rstrip(UNFINISHED)  # the last bytes may become a character with the next token
+            text, ended = self._text(tokens, decoding)
+            if ended:
+                break
+            # The last bytes may become a character with the next token, and the last characters a stop.
+            whole = settled(text.rstrip(UNFINISHED), decoding.stop_texts)
             if len(whole) > len(shown):
                 yield whole[len(shown) :]
                 shown = whole
-        rest = self.tokenizer.decode(tokens)[len(shown) :]
-        if rest:
-            yield rest
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+
+    def _text(self, tokens: Sequence[int], decoding: Decoding) -> tuple[str, bool]:
+        """(what the tokens say before one of the `stops`, whether there is one)."""
+        at_id = bool(tokens) and tokens[-1] in decoding.stop_ids
+        text, at_text = cut(self.tokenizer.decode(tokens[:-1] if at_id else tokens), decoding.stop_texts)
+        return text, at_id or at_text
 
     def encode(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
         """A prompt's ids. Of one too long for the model's context the last part is kept, with room to answer."""
@@ -125,12 +110,8 @@ class Generator:
         room = max(1, limit - min(max_new_tokens, limit // 2))
         return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]
 
-    def _unmasking(self, given: Unmasking | None) -> Unmasking:
-        if given is not None and self.model.config.causal:
-            raise UserError("steps and block_length are for diffusion models; this one writes token after token.")
-        return given or ONE_BY_ONE
-
-
-def unmasking_of(steps: int = 0, block_length: int = 0) -> Unmasking | None:
-    """What a person's two numbers say; None for two zeros, which every model takes."""
-    return Unmasking(steps, block_length) if steps or block_length else None
+    def _possible(self, decoding: Decoding) -> Decoding:
+        if decoding.unmasks and self.model.config.causal:
+            names = " and ".join(decoding.unmasks)
+            raise UserError(f"{names}: for diffusion models; this one writes token after token.")
+        return decoding

@@ -18,10 +18,15 @@ from typing import Any
 import mlflow
 from mlflow.models import set_model
 
-from cluster.errors import UserError
-
-OPTIONS = {"max_new_tokens": int, "temperature": float, "top_p": float, "seed": int}
-UNMASKING = ("steps", "block_length")  # of diffusion models; 0: the default
+try:
+    from cluster.errors import UserError
+    from cluster.serve.generator import Generator
+    from model.generate.decoding import TEXT
+except ImportError as error:
+    raise ImportError(
+        f"This model runs with the package `tokenmill`, which can't be imported here ({error}). "
+        "Install it from its repository: pip install git+<its URL>, or pip install . in a checkout."
+    ) from error
 
 
 def prompts_of(data: Any) -> list[Any]:
@@ -90,32 +95,17 @@ class TokenmillModel(mlflow.pyfunc.PythonModel):
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
-        try:
-            from cluster.serve.generator import Generator
-        except ImportError as error:
-            raise ImportError(
-                f"This model runs with the package `tokenmill`, which can't be imported here ({error}). "
-                "Install it from its repository: pip install git+<its URL>, or pip install . in a checkout."
-            ) from error
         self.generator = Generator(context.artifacts["model"])
 
     def predict(self, context, model_input, params: dict[str, Any] | None = None):
         """A list of strings, one for each prompt."""
         prompts = prompts_of(model_input)
-        return self.generator.generate(prompts, **_options(params)) if prompts else []
+        return self.generator.generate(prompts, TEXT.read(params or {})) if prompts else []
 
     def predict_stream(self, context, model_input, params: dict[str, Any] | None = None):
         """Pieces of text. MLflow makes a table of the input first: give {"prompt": …} or {"messages": […]}."""
         for prompt in prompts_of(model_input):
-            yield from self.generator.stream(prompt, **_options(params))
-
-
-def _options(params: dict[str, Any] | None) -> dict[str, Any]:
-    from cluster.serve.generator import unmasking_of
-
-    given = {k: v for k, v in (params or {}).items() if v is not None}
-    options = {k: OPTIONS[k](v) for k, v in given.items() if k in OPTIONS}
-    return options | {"unmasking": unmasking_of(**{k: int(given[k]) for k in UNMASKING if k in given})}
+            yield from self.generator.stream(prompt, TEXT.read(params or {}))
 
 
 set_model(TokenmillModel())

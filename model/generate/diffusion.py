@@ -1,12 +1,13 @@
 """Sampling from a masked-diffusion model: a text of [MASK]s after the prompt, revealed in a few forward passes.
 
     prompt + [MASK] * n
-    repeat:  logits of the hidden tokens of the first unfinished block -> law -> draw each -> reveal the best of them
-             and leave the others hidden        (LLaDA, arXiv 2502.09992, section 2.4: low-confidence remasking)
+    repeat:  logits of the hidden tokens of the first unfinished block -> distribution -> draw each -> reveal the best
+             of them and leave the others hidden        (LLaDA, arXiv 2502.09992, section 2.4: low-confidence remasking)
 
-What is revealed stays. With one random token a pass this draws from the model's own any-order law exactly; more tokens
-a pass are drawn as if independent. A row ends at its first stop token that has nothing hidden before it. A row's result
-depends on its prompt, seed and length only, not on its batch (up to fp32 rounding): draws are counter-based.
+What is revealed stays. With one random token a pass this draws from the model's own any-order distribution exactly;
+more tokens a pass are drawn as if independent. A row ends at its first stop token that has nothing hidden before it. A
+row's result depends on its prompt, seed and length only, not on its batch (up to fp32 rounding): draws are
+counter-based.
 
 B rows; T tokens of prompt and text, N of a text alone; M hidden tokens whose logits are made; V ids, [MASK] not among
 them.
@@ -19,21 +20,18 @@ from torch import Tensor
 
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
+from model.generate.decoding import GREEDY, Decoding
 from model.generate.engine import Completion, Token
-from model.generate.sampling import GREEDY, Sampling, draw, law, uniform
-from model.generate.unmasking import ONE_BY_ONE, Unmasking
+from model.generate.sampling import distribution, draw, uniform
 from model.segments import Segments, pads_apart
 
 
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    stop_ids: Sequence[int] = (),
-    seed: int | Sequence[int] = 0,
+    decoding: Decoding = GREEDY,
+    seeds: Sequence[int] | None = None,
     batch_size: int = 128,
-    unmasking: Unmasking = ONE_BY_ONE,
 ) -> list[Completion]:
     """A completion for each prompt, and ValueError, as from `engine.generate`.
 
@@ -42,26 +40,18 @@ def generate(
     """
     _check(model, prompts)
     completions = [Completion() for _ in prompts]
-    for rows, chosen, seeds in in_batches(prompts, seed, batch_size):
-        for numbers, finals in _unmask(model, chosen, max_new_tokens, sampling, stop_ids, seeds, unmasking):
+    for rows, chosen, batch_seeds in in_batches(prompts, decoding.seed if seeds is None else seeds, batch_size):
+        for numbers, finals in _unmask(model, chosen, decoding, batch_seeds):
             for number, final in zip(numbers, finals, strict=True):
                 completions[rows[number]] = final
     return completions
 
 
-def stream(
-    model: Decoder,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    stop_ids: Sequence[int] = (),
-    seed: int = 0,
-    unmasking: Unmasking = ONE_BY_ONE,
-) -> Iterator[Token]:
+def stream(model: Decoder, prompt: Sequence[int], decoding: Decoding = GREEDY) -> Iterator[Token]:
     """The tokens of one completion in their order, each as soon as nothing before it is hidden."""
     _check(model, [prompt])
     shown = 0
-    for _, (final,) in _unmask(model, [prompt], max_new_tokens, sampling, stop_ids, [seed], unmasking):
+    for _, (final,) in _unmask(model, [prompt], decoding, [decoding.seed]):
         for at in range(shown, len(final.tokens)):
             yield Token(final.tokens[at], final.logprobs[at], final.sampled_logprobs[at])
         shown = len(final.tokens)
@@ -69,22 +59,16 @@ def stream(
 
 @torch.no_grad()
 def _unmask(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_ids: Sequence[int],
-    seeds: Sequence[int],
-    unmasking: Unmasking,
+    model: Decoder, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
 ) -> Iterator[tuple[list[int], list[Completion]]]:
     """After each pass: the rows that were at work, and their tokens that nothing hidden comes before."""
     device, limit, mask_id = model.embedding.weight.device, model.config.max_seq_len, model.config.mask_id
     assert mask_id is not None
-    lengths = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    lengths = [min(decoding.max_new_tokens, limit - len(prompt)) for prompt in prompts]
     N = max(lengths, default=0)
     if N < 1:
         return
-    passes = [unmasking.passes(length) for length in lengths]
+    passes = [decoding.passes(length) for length in lengths]
     prompt_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     length_B, seed_B = torch.tensor(lengths, device=device), torch.tensor(seeds, device=device)
     rows_B, places_N = torch.arange(len(prompts), device=device), torch.arange(N, device=device)
@@ -93,7 +77,7 @@ def _unmask(
         tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
     text_BN = torch.where(places_N < length_B[:, None], mask_id, 0)
     logprob_BN, sampled_BN = torch.zeros(text_BN.shape, device=device), torch.zeros(text_BN.shape, device=device)
-    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    stops = torch.tensor(decoding.stop_ids, dtype=torch.long, device=device)
     for step in range(max(map(len, passes))):
         ends, totals = zip(*(passes[row][step] for row in rows_B.tolist()), strict=True)
         hidden_BN = text_BN == mask_id
@@ -105,12 +89,12 @@ def _unmask(
         positions_BT = pads_apart(prompt_B + length_B, tokens_BT.shape[1])
         states_BTD, _ = model(tokens_BT, segments=Segments.from_positions(positions_BT))
         logits_MV = model.logits(states_BTD[b_M, prompt_B[b_M] + n_M])[:, :-1]
-        seen_MV = _seen(tokens_BT, positions_BT, mask_id)[b_M] if sampling.repetition_penalty != 1 else None
-        law_MV = law(logits_MV, sampling, seen_MV)
+        seen_MV = _seen(tokens_BT, positions_BT, mask_id)[b_M] if decoding.repetition_penalty != 1 else None
+        dist_MV = distribution(logits_MV, decoding, seen_MV)
         # A number for each place and pass; pass 0's are for the random order.
-        drawn_M = draw(law_MV, seed_B[b_M], (step + 1) * limit + n_M) if sampling.temperature else law_MV.argmax(-1)
+        drawn_M = draw(dist_MV, seed_B[b_M], (step + 1) * limit + n_M) if decoding.temperature else dist_MV.argmax(-1)
         logprob_M = logits_MV.log_softmax(-1).gather(1, drawn_M[:, None]).squeeze(1)
-        score_M = logprob_M.double() if unmasking.order == "confidence" else uniform(seed_B[b_M], n_M)
+        score_M = logprob_M.double() if decoding.order == "confidence" else uniform(seed_B[b_M], n_M)
 
         score_BN = torch.full(text_BN.shape, float("-inf"), dtype=torch.float64, device=device)
         score_BN[b_M, n_M] = score_M
@@ -119,7 +103,7 @@ def _unmask(
         shown_M = rank_BN[b_M, n_M] < count_B[b_M]
         at = b_M[shown_M], n_M[shown_M]
         text_BN[at], logprob_BN[at] = drawn_M[shown_M], logprob_M[shown_M]
-        sampled_BN[at] = law_MV.gather(1, drawn_M[:, None]).squeeze(1)[shown_M]
+        sampled_BN[at] = dist_MV.gather(1, drawn_M[:, None]).squeeze(1)[shown_M]
 
         final_B, stopped_B = _final(text_BN, length_B, stops, mask_id)
         finals = []

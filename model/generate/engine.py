@@ -1,8 +1,7 @@
 """Batched generation with a state (KV cache): ragged prompts, finished rows dropped, a seed for each row.
 
     prefill all prompts, right-padded, in one forward pass
-    repeat:  last logits -> law -> draw -> rows that stop leave the batch -> one forward pass of one token a
-    row
+    repeat:  last logits -> distribution -> draw -> rows that stop leave the batch -> one forward pass of a token a row
 
 A row's result depends on its prompt, its seed and the model only, not on its batch (up to fp32 rounding).
 """
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
-from model.generate.sampling import GREEDY, Sampling, draw, law
+from model.generate.decoding import GREEDY, Decoding
+from model.generate.sampling import distribution, draw
 from model.segments import Segments
 from model.state import State
 
@@ -28,7 +28,7 @@ class Completion:
     """tokens: without the prompt; a stop token that ended it is the last one (finish "stop").
 
     logprobs: log-probability of each token under the model itself (temperature 1, nothing truncated): the
-    policy's. sampled_logprobs: under the law it was drawn from (0.0 for greedy).
+    policy's. sampled_logprobs: under the distribution it was drawn from (0.0 for greedy).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -47,21 +47,19 @@ class Token:
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    stop_ids: Sequence[int] = (),
-    seed: int | Sequence[int] = 0,
+    decoding: Decoding = GREEDY,
+    seeds: Sequence[int] | None = None,
     batch_size: int = 128,
 ) -> list[Completion]:
-    """A completion for each prompt. seed: one for each row, or one number s that gives row i the seed s + i.
+    """A completion for each prompt. seeds: one for each row; without, row i has the seed `decoding.seed` + i.
 
     At most `batch_size` rows are in memory at once. ValueError for an empty prompt, or for one that leaves no
     room below the model's `max_seq_len`; a row that reaches it ends with finish "length".
     """
     _check(model, prompts)
     completions = [Completion() for _ in prompts]
-    for rows, chosen, seeds in in_batches(prompts, seed, batch_size):
-        steps = _decode(model, chosen, max_new_tokens, sampling, stop_ids, seeds)
+    for rows, chosen, batch_seeds in in_batches(prompts, decoding.seed if seeds is None else seeds, batch_size):
+        steps = _decode(model, chosen, decoding, batch_seeds)
         for active, tokens, logprobs, sampled in steps:
             for i, token, logprob, sampled_logprob in zip(active, tokens, logprobs, sampled, strict=True):
                 completion = completions[rows[i]]
@@ -69,22 +67,15 @@ def generate(
                 completion.logprobs.append(logprob)
                 completion.sampled_logprobs.append(sampled_logprob)
     for completion in completions:
-        if completion.tokens and completion.tokens[-1] in stop_ids:
+        if completion.tokens and completion.tokens[-1] in decoding.stop_ids:
             completion.finish = "stop"
     return completions
 
 
-def stream(
-    model: Decoder,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    stop_ids: Sequence[int] = (),
-    seed: int = 0,
-) -> Iterator[Token]:
+def stream(model: Decoder, prompt: Sequence[int], decoding: Decoding = GREEDY) -> Iterator[Token]:
     """The tokens of one completion as they are drawn; a stop token that ends it comes last."""
     _check(model, [prompt])
-    for _, tokens, logprobs, sampled in _decode(model, [prompt], max_new_tokens, sampling, stop_ids, [seed]):
+    for _, tokens, logprobs, sampled in _decode(model, [prompt], decoding, [decoding.seed]):
         yield Token(tokens[0], logprobs[0], sampled[0])
 
 
@@ -93,16 +84,11 @@ _Step = tuple[list[int], list[int], list[float], list[float]]
 
 @torch.no_grad()  # not inference_mode: what it caches (RoPE tables) is used in training too
 def _decode(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_ids: Sequence[int],
-    seeds: Sequence[int],
+    model: Decoder, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
 ) -> Iterator[_Step]:
     """For each step: rows still active, their new tokens and both log-probabilities."""
     limit = model.config.max_seq_len
-    if not prompts or max_new_tokens < 1:
+    if not prompts:
         return
     device = model.embedding.weight.device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -110,24 +96,24 @@ def _decode(
     tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    capacity = min(longest + max_new_tokens, limit)
+    capacity = min(longest + decoding.max_new_tokens, limit)
     hidden, state = model(
         tokens_BT, segments=Segments.padded(lengths, longest), state=model.new_state(len(prompts), capacity)
     )
     assert state is not None
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    seen = _seen(tokens_BT, lengths, model.config.vocab_size) if sampling.repetition_penalty != 1 else None
-    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    seen = _seen(tokens_BT, lengths, model.config.vocab_size) if decoding.repetition_penalty != 1 else None
+    stops = torch.tensor(decoding.stop_ids, dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)
     seeds_B = torch.tensor(seeds, dtype=torch.long, device=device)
-    for step in range(max_new_tokens):
+    for step in range(decoding.max_new_tokens):
         logits = model.logits(last)
-        law_BV = law(logits, sampling, seen)
-        token = law_BV.argmax(-1) if sampling.temperature == 0 else draw(law_BV, seeds_B, step)
+        dist_BV = distribution(logits, decoding, seen)
+        token = dist_BV.argmax(-1) if decoding.temperature == 0 else draw(dist_BV, seeds_B, step)
         logprob = logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
-        sampled = law_BV.gather(1, token[:, None]).squeeze(1)
+        sampled = dist_BV.gather(1, token[:, None]).squeeze(1)
         yield rows.tolist(), token.tolist(), logprob.tolist(), sampled.tolist()
-        if step + 1 == max_new_tokens:
+        if step + 1 == decoding.max_new_tokens:
             return
         if seen is not None:
             seen.scatter_(1, token[:, None], True)

@@ -2,9 +2,9 @@
 that a recipe can be read without it."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from model.checks import at_least, choose
+from model.generate.option import check_options, option
 
 Order = Literal["confidence", "random"]
 
@@ -15,14 +15,19 @@ class Unmasking:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's protocol; not a field)
 
-    steps: int = 0  # forward passes for a whole text, if it does not end before; 0: one a token
-    block_length: int = 0  # tokens that are filled in before later ones are (semi-autoregressive); 0: all at once
-    order: Order = "confidence"  # the likeliest draws first (LLaDA); random: as hidden in training (ancestral sampling)
+    steps: int = option(0, "Of a diffusion model: forward passes for the whole text; 0: one for each token.", ge=0)
+    block_length: int = option(
+        0,
+        "Of a diffusion model: tokens that are filled in before later ones; 0: all at once.",
+        ge=0,
+    )
+    order: Order = option(  # noqa: RUF009 (it is a field)
+        "confidence",
+        "Of a diffusion model: the likeliest draws first, as in LLaDA, or random, as tokens are hidden in training.",
+    )
 
     def __post_init__(self) -> None:
-        choose("order", self.order, get_args(Order))
-        for name in ("steps", "block_length"):
-            at_least(name, getattr(self, name), 0)
+        check_options(self)
 
     def passes(self, tokens: int) -> list[tuple[int, int]]:
         """For each pass over a text of so many tokens: (end of the block it works on, tokens revealed after it).
@@ -35,6 +40,3 @@ class Unmasking:
             steps = min(size, max(1, round(self.steps * size / tokens))) if self.steps else size
             found += [(begin + size, begin + size * (step + 1) // steps) for step in range(steps)]
         return found
-
-
-ONE_BY_ONE = Unmasking()

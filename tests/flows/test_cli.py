@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from cluster.errors import UserError
 from flows.cli import app
-from model.generate.unmasking import Unmasking
+from model.generate.decoding import CHAT, TEXT, Decoding
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "generate", "chat", "models", "import", "export")
@@ -189,8 +190,8 @@ class FakeGenerator:
 
     asked: list[Any]
 
-    def stream(self, prompt: Any, **options: Any) -> Any:
-        self.asked.append((list(prompt) if isinstance(prompt, list) else prompt, options))
+    def stream(self, prompt: Any, decoding: Decoding, **changes: Any) -> Any:
+        self.asked.append((list(prompt) if isinstance(prompt, list) else prompt, replace(decoding, **changes)))
         if isinstance(prompt, list) and len(prompt) > 4:
             raise UserError("The conversation is longer than the context of 64 tokens.")
         yield " one"
@@ -210,10 +211,9 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
 def test_generate_writes_the_prompt_and_what_follows(generator: FakeGenerator) -> None:
     result = call("generate", "m", "Once", "--max-tokens", "5", "--temperature", "0", "--top-p", "0.5", "--seed", "3")
     assert (result.exit_code, result.output) == (0, "Once one two\n")
-    options = {"max_new_tokens": 5, "temperature": 0.0, "top_p": 0.5, "seed": 3}
-    assert generator.asked == [("Once", {**options, "unmasking": None})]
-    assert call("generate", "m", "Once", "--steps", "4", "--block-length", "8").exit_code == 0
-    assert generator.asked[-1][1]["unmasking"] == Unmasking(4, 8)
+    assert generator.asked == [("Once", Decoding(max_new_tokens=5, temperature=0.0, top_p=0.5, seed=3))]
+    assert call("generate", "m", "Once", "--steps", "4", "--stop", "a", "--stop", "b c").exit_code == 0
+    assert generator.asked[-1] == ("Once", replace(TEXT, steps=4, stops=("a", "b c")))
 
 
 def test_generate_reads_the_prompt_from_standard_input(generator: FakeGenerator) -> None:
@@ -234,6 +234,9 @@ def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -
         {"role": "user", "content": "again"},
     ]
     assert third[1:] == [{"role": "user", "content": "new"}]
+    seeds = [decoding.seed for _, decoding in generator.asked]
+    assert [decoding for _, decoding in generator.asked] == [replace(CHAT, seed=seed) for seed in seeds]
+    assert len(set(seeds[:3])) == 3, "an answer that is asked for again is another"
 
 
 def test_chat_ends_where_the_input_ends(generator: FakeGenerator) -> None:

@@ -1,6 +1,8 @@
 """Models on disk."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,3 +37,13 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
     with pytest.raises(ValueError, match=r"n_layer.*did you mean 'n_layers'"):
         load_model(tmp_path)
+
+
+def test_loading_imports_nothing_that_only_a_compiler_needs(tmp_path):
+    save_model(lively(SHAPES["gpt2"]), tmp_path)
+    code = (
+        f"import sys; from model.checkpoint import load_model; load_model({str(tmp_path)!r}); "
+        "print([m for m in ('torch._dynamo', 'sympy', 'torch.fx.experimental.symbolic_shapes') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

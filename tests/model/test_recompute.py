@@ -1,11 +1,16 @@
 """What activation checkpointing makes again, and what it doesn't. That gradients are the same: test_decoder.py."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from small_models import SHAPES, lively, random_tokens
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.kernels import blocked, varlen
+from model import recompute
+from model.kernels import blocked
 from model.objectives.next_token import Batch, next_token
 from model.recompute import KEPT
 from model.train_config import Checkpointing
@@ -64,4 +69,17 @@ def test_generation_recomputes_nothing():
 
 
 def test_selective_keeps_the_other_kernels_of_attention_too():
-    assert varlen.KERNEL is not None and {varlen.KERNEL, blocked.KERNEL} <= KEPT
+    from torch.nn.attention import varlen as of_torch
+
+    assert of_torch.varlen_attn is not None and blocked.KERNEL in KEPT
+    documents = torch.ops.torch_attn._varlen_attn.default
+    assert recompute._policy(None, documents) == recompute._policy(None, blocked.KERNEL) == CheckpointPolicy.MUST_SAVE
+    assert recompute._policy(None, torch.ops.aten.relu.default) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_the_kernel_for_documents_is_imported_where_it_is_used():
+    code = (
+        "import sys, model.decoder, model.recompute; from model.kernels import varlen; "
+        "print('torch._dynamo' in sys.modules, varlen.available(), 'torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False True False\n"

@@ -12,7 +12,8 @@ from tiny_model import make_model
 
 from cluster.data.tokenizer.chat import render_prompt
 from cluster.data.tokenizer.tokenizer import Tokenizer
-from cluster.evaluate.evaluate import EvaluateConfig, TaskConfig, delta_bits, summarise
+from cluster.evaluate.bits import delta_bits, summarise
+from cluster.evaluate.config import EvaluateConfig, TaskConfig
 from cluster.evaluate.tasks import score_answers, score_choices
 from model.checkpoint import load_model
 
@@ -53,8 +54,29 @@ def test_choices_are_ranked_by_log_probability_per_byte(folder: Path, tmp_path: 
     assert given == [float(answer == best) for answer in range(3)]
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_choices_are_weighed_by_their_utf_8_bytes_not_by_their_characters(tmp_path: Path, causal: bool) -> None:
+    """Every token is as likely, so that per byte the choice of fewest tokens a byte is best, and per character another.
+
+    "ⅣⅣⅣⅣ" are 12 bytes of a token each and 4 characters, and an end.
+    """
+    model, tokenizer = load_model(make_model(tmp_path, causal=causal)), Tokenizer(tmp_path)
+    with torch.no_grad():
+        model.embedding.weight.zero_()  # logits are all 0
+    choices = ["ⅣⅣⅣⅣ", "zq"]
+    tokens = [len(tokenizer.encode(choice)) + 1 for choice in choices]
+    per_byte = [-n / len(choice.encode()) for n, choice in zip(tokens, choices, strict=True)]
+    per_character = [-n / len(choice) for n, choice in zip(tokens, choices, strict=True)]
+    assert per_byte[0] > per_byte[1] and per_character[0] < per_character[1], "the case must tell them apart"
+    path = tmp_path / "items.jsonl"
+    item = {"messages": [{"role": "user", "content": "Four?"}], "choices": choices}
+    path.write_text("".join(json.dumps(item | {"answer": answer}) + "\n" for answer in (0, 1)))
+    task = TaskConfig(name="t", kind="choice", data=str(path))
+    assert score_choices(model, tokenizer, task, EvaluateConfig()) == [1.0, 0.0]
+
+
 def test_choices_are_ranked_by_the_bound_if_the_model_fills_in(tmp_path: Path) -> None:
-    """A model of one law for all places: its bound is the sum over the choice's tokens, the prompt's left out."""
+    """One distribution for all places: the bound is the sum over the choice's tokens, the prompt's left out."""
     model, tokenizer = load_model(make_model(tmp_path, causal=False, norm="layernorm", bias=True)), Tokenizer(tmp_path)
     with torch.no_grad():
         model.norm.weight.zero_()

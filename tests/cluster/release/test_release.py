@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from cluster.stage import Hooks, Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from cluster.tracking.place import connect, locate
 from cluster.tracking.tracker import Tracker
+from model.generate.decoding import TEXT
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,7 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
 
     made = Model.load(str(folder))
     assert [c.name for c in made.signature.inputs] == ["prompt", "messages"]
-    names = ["max_new_tokens", "temperature", "top_p", "seed", "steps", "block_length"]
-    assert [p.name for p in made.signature.params] == names
+    assert {p.name: p.default for p in made.signature.params} == asdict(TEXT) | {"stops": []}
 
 
 def test_a_release_that_is_repeated_registers_nothing_twice(line):

@@ -18,9 +18,9 @@ from cluster.align.rlhf import Alignment, rlhf_worker
 from cluster.data.chat_rows import ChatRows
 from cluster.data.rows import TokenRows
 from cluster.data.tokenizer.tokenizer import Tokenizer
-from cluster.evaluate.evaluate import EvaluateConfig, delta_bits, score_source
-from cluster.serve.generator import Generator, unmasking_of
-from cluster.serve.pyfunc import _options
+from cluster.evaluate.bits import delta_bits, score_source
+from cluster.evaluate.config import EvaluateConfig
+from cluster.serve.generator import Generator
 from cluster.train.loop import batch_for, numbers, objective_for
 from cluster.train.pretrain import PretrainConfig, Pretraining, pretrain_worker
 from model.checkpoint import load_model
@@ -97,17 +97,13 @@ def test_every_number_of_workers_hides_the_same_tokens(tokens: Path) -> None:
 def test_prompts_and_messages_are_answered_and_streamed_alike(model: Path) -> None:
     generator = Generator(model, "cpu")
     prompts = ["The quick", [{"role": "user", "content": "What is 3 + 4?"}]]
-    how = unmasking_of(steps=6, block_length=8)
-    texts = generator.generate(prompts, max_new_tokens=16, temperature=1.0, unmasking=how)
+    options: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0}
+    how = {**options, "steps": 6, "block_length": 8}
+    texts = generator.generate(prompts, **how)
     for i, prompt in enumerate(prompts):
-        options = {"max_new_tokens": 16, "temperature": 1.0, "seed": i, "unmasking": how}
-        assert "".join(generator.stream(prompt, **options)) == generator.generate([prompt], **options)[0] == texts[i]
-    assert generator.generate(prompts, max_new_tokens=16, temperature=1.0) != texts, "steps and blocks matter"
-
-
-def test_the_registered_model_takes_steps_and_blocks() -> None:
-    assert _options({"steps": 8, "block_length": 0})["unmasking"] == unmasking_of(8)
-    assert _options({"temperature": 0.5}) == {"temperature": 0.5, "unmasking": None}
+        streamed = "".join(generator.stream(prompt, seed=i, **how))
+        assert streamed == generator.generate([prompt], seed=i, **how)[0] == texts[i]
+    assert generator.generate(prompts, **options) != texts, "steps and blocks matter"
 
 
 def test_a_causal_model_has_no_steps(tmp_path: Path) -> None:
@@ -115,8 +111,8 @@ def test_a_causal_model_has_no_steps(tmp_path: Path) -> None:
 
     generator = Generator(make_model(tmp_path), "cpu")
     with pytest.raises(ValueError, match="for diffusion models"):
-        generator.complete("a", unmasking=unmasking_of(steps=3))
-    assert generator.complete("a", max_new_tokens=2, unmasking=unmasking_of()) is not None
+        generator.complete("a", steps=3)
+    assert generator.complete("a", max_new_tokens=2, steps=0) is not None
 
 
 def test_what_does_not_fit_is_refused_where_the_model_is_known(model: Path, tokens: Path) -> None:

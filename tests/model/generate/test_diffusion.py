@@ -1,7 +1,8 @@
-"""Batched unmasking against one row in a loop, and the law that it draws from against every order's chain rule."""
+"""Batched unmasking against one row in a loop, and what it draws against the chain rule in every order."""
 
 import itertools
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from small_models import SMALL, lively, random_tokens
 
 from model.config import ModelConfig
 from model.generate import by_kind, engine
+from model.generate.decoding import GREEDY, Decoding
 from model.generate.diffusion import generate, stream
-from model.generate.sampling import GREEDY, Sampling, draw, law, uniform
+from model.generate.sampling import distribution, draw, uniform
 from model.generate.unmasking import Unmasking
 
 CONFIG = ModelConfig(**SMALL, causal=False)
 MASK = CONFIG.vocab_size - 1
 PROMPTS = [random_tokens(n, vocab_size=MASK, seed=n).tolist() for n in (3, 1, 11, 7, 4)]
-SAMPLINGS = [GREEDY, Sampling(), Sampling(temperature=1.2, top_k=20, top_p=0.9, repetition_penalty=1.3)]
+SAMPLINGS = [GREEDY, Decoding(), Decoding(temperature=1.2, top_k=20, top_p=0.9, repetition_penalty=1.3)]
 UNMASKINGS = [
     Unmasking(),
     Unmasking(order="random"),
@@ -24,32 +26,33 @@ UNMASKINGS = [
     Unmasking(block_length=5),
     Unmasking(steps=6, block_length=4, order="random"),
 ]
-STOPS = list(range(8))
+STOPS = tuple(range(8))
+SAMPLED = Decoding(max_new_tokens=20, stops=STOPS)
 
 
 @torch.no_grad()
-def naive(model, prompt, length, sampling, stops, seed, unmasking):
+def naive(model, prompt, decoding, seed):
     """One row, one token at a time out of the full logits."""
     limit = model.config.max_seq_len
-    length = min(length, limit - len(prompt))
+    length = min(decoding.max_new_tokens, limit - len(prompt))
     text: list[tuple[int, float, float] | None] = [None] * length
-    for step, (end, total) in enumerate(unmasking.passes(length)):
+    for step, (end, total) in enumerate(decoding.passes(length)):
         canvas = [*prompt, *(MASK if t is None else t[0] for t in text)]
         logits = model.logits(model(torch.tensor([canvas]))[0])[0, len(prompt) :, :MASK]
         seen = torch.zeros(1, MASK, dtype=torch.bool)
         seen[0, [t for t in canvas if t != MASK]] = True
         found = []
         for place in [i for i in range(end) if text[i] is None]:
-            row = law(logits[place : place + 1], sampling, seen)
+            row = distribution(logits[place : place + 1], decoding, seen)
             number = (step + 1) * limit + place
-            token = int(row.argmax() if sampling.temperature == 0 else draw(row, torch.tensor([seed]), number))
+            token = int(row.argmax() if decoding.temperature == 0 else draw(row, torch.tensor([seed]), number))
             logp = float(logits[place].log_softmax(-1)[token])
-            score = logp if unmasking.order == "confidence" else float(uniform(torch.tensor(seed), place))
+            score = logp if decoding.order == "confidence" else float(uniform(torch.tensor(seed), place))
             found.append((-score, place, (token, logp, float(row[0, token]))))
         for _, place, drawn in sorted(found)[: total - sum(t is not None for t in text)]:
             text[place] = drawn
         whole = list(itertools.takewhile(lambda t: t is not None, text))
-        ends = [i for i, t in enumerate(whole) if t[0] in stops]
+        ends = [i for i, t in enumerate(whole) if t[0] in decoding.stops]
         if ends:
             return whole[: ends[0] + 1]
     return text
@@ -59,10 +62,11 @@ def naive(model, prompt, length, sampling, stops, seed, unmasking):
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_a_batch_equals_each_row_alone_in_a_loop(sampling, unmasking):
     model = lively(CONFIG)
-    given = generate(model, PROMPTS, 13, sampling, STOPS, 100, 3, unmasking)
+    decoding = replace(sampling, max_new_tokens=13, stops=STOPS, seed=100, **asdict(unmasking))
+    given = generate(model, PROMPTS, decoding, batch_size=3)
     finishes = set()
     for i, (prompt, completion) in enumerate(zip(PROMPTS, given, strict=True)):
-        tokens, logprobs, sampled = zip(*naive(model, prompt, 13, sampling, STOPS, 100 + i, unmasking), strict=True)
+        tokens, logprobs, sampled = zip(*naive(model, prompt, decoding, 100 + i), strict=True)
         assert completion.tokens == list(tokens)
         assert completion.logprobs == pytest.approx(logprobs, abs=1e-3)
         assert completion.sampled_logprobs == pytest.approx(sampled, abs=1e-3)
@@ -76,13 +80,13 @@ def test_a_row_does_not_depend_on_its_batch(position):
     model = lively(ModelConfig(**SMALL, causal=False, position=position))
     prompts = [*PROMPTS, [5] * 60]  # the last leaves room for 4 tokens
     seeds = [5, 6, 7, 8, 9, 10]
-    together = generate(model, prompts, 20, Sampling(), STOPS, seeds)
-    backwards = generate(model, prompts[::-1], 20, Sampling(), STOPS, seeds[::-1], batch_size=4)
+    together = generate(model, prompts, SAMPLED, seeds)
+    backwards = generate(model, prompts[::-1], SAMPLED, seeds[::-1], batch_size=4)
     assert [c.tokens for c in together] == [c.tokens for c in backwards][::-1]
     assert len(together[-1].tokens) <= 4
 
 
-def test_every_order_s_chain_rule_is_the_law_of_one_random_token_a_pass():
+def test_every_order_s_chain_rule_is_the_distribution_of_one_random_token_a_pass():
     """Three tokens of a vocabulary of 4: 64 texts, thousands of draws."""
     model = lively(ModelConfig(vocab_size=5, d_model=16, n_layers=1, n_heads=2, max_seq_len=8, causal=False), seed=2)
     canvases = torch.tensor(list(itertools.product(range(5), repeat=3)))  # 4 is [MASK]
@@ -99,7 +103,7 @@ def test_every_order_s_chain_rule_is_the_law_of_one_random_token_a_pass():
             exact[text] += math.exp(logp) / 6
     assert float(exact.sum()) == pytest.approx(1)
     count = 8_000
-    drawn = generate(model, [[1]] * count, 3, Sampling(), batch_size=count, unmasking=Unmasking(order="random"))
+    drawn = generate(model, [[1]] * count, Decoding(max_new_tokens=3, order="random"), batch_size=count)
     counts = torch.zeros(4, 4, 4, dtype=torch.float64)
     for completion in drawn:
         counts[tuple(completion.tokens)] += 1
@@ -118,10 +122,10 @@ def test_steps_and_blocks_are_the_passes_that_are_made():
         return forward(tokens, **given)
 
     model.forward = spy
-    generate(model, [[1, 2], [3]], 12, unmasking=Unmasking(steps=4))
+    generate(model, [[1, 2], [3]], replace(GREEDY, max_new_tokens=12, steps=4))
     assert sizes == [[12, 12], [9, 9], [6, 6], [3, 3]]
     sizes.clear()
-    generate(model, [[1]], 12, Sampling(), unmasking=Unmasking(steps=6, block_length=4))
+    generate(model, [[1]], Decoding(max_new_tokens=12, steps=6, block_length=4))
     assert sizes == [[12], [10], [8], [6], [4], [2]]
 
 
@@ -134,7 +138,7 @@ def test_a_row_that_stops_leaves_the_batch():
         return forward(tokens, **given)
 
     model.forward = spy
-    completions = generate(model, PROMPTS, 40, Sampling(), STOPS, unmasking=Unmasking(block_length=1))
+    completions = generate(model, PROMPTS, replace(SAMPLED, max_new_tokens=40, block_length=1))
     lengths = [len(c.tokens) for c in completions]
     assert len(set(lengths)) > 1, "the case must be uneven"
     assert sum(sizes) == sum(lengths)
@@ -144,8 +148,9 @@ def test_a_row_that_stops_leaves_the_batch():
 def test_a_stream_is_the_completion_in_order(unmasking):
     model = lively(CONFIG)
     for sampling in SAMPLINGS:
-        whole = generate(model, PROMPTS[:1], 12, sampling, STOPS, 4, unmasking=unmasking)[0]
-        streamed = list(stream(model, PROMPTS[0], 12, sampling, STOPS, 4, unmasking))
+        decoding = replace(sampling, max_new_tokens=12, stops=STOPS, seed=4, **asdict(unmasking))
+        whole = generate(model, PROMPTS[:1], decoding)[0]
+        streamed = list(stream(model, PROMPTS[0], decoding))
         assert [t.id for t in streamed] == whole.tokens
         assert [t.logprob for t in streamed] == pytest.approx(whole.logprobs)
 
@@ -168,40 +173,30 @@ def test_passes(unmasking, passes):
 
 def test_the_model_s_kind_decides_how_it_is_sampled():
     causal, both = lively(ModelConfig(**SMALL)), lively(CONFIG)
-    assert by_kind.generate(causal, PROMPTS, 5) == engine.generate(causal, PROMPTS, 5)
-    how = Unmasking(steps=2)
-    assert by_kind.generate(both, PROMPTS, 5, unmasking=how) == generate(both, PROMPTS, 5, unmasking=how)
-    assert list(by_kind.stream(both, [1], 5)) == list(stream(both, [1], 5))
+    assert by_kind.generate(causal, PROMPTS, SAMPLED) == engine.generate(causal, PROMPTS, SAMPLED)
+    how, seeds = replace(SAMPLED, steps=2), [7, 7, 1, 2, 3]
+    assert by_kind.generate(both, PROMPTS, how, seeds) == generate(both, PROMPTS, how, seeds)
+    assert list(by_kind.stream(both, [1], how)) == list(stream(both, [1], how))
     with pytest.raises(ValueError, match=r"use model\.generate\.diffusion"):
-        engine.generate(both, PROMPTS, 5)
+        engine.generate(both, PROMPTS)
     with pytest.raises(ValueError, match=r"use model\.generate\.engine"):
-        generate(causal, PROMPTS, 5)
+        generate(causal, PROMPTS)
 
 
 def test_nothing_to_do_is_done():
     model = lively(CONFIG)
-    assert generate(model, [], 5) == []
-    assert generate(model, [[1]], 0)[0].tokens == []
+    assert generate(model, []) == []
 
 
 @pytest.mark.parametrize(
-    ("prompts", "seed", "message"),
+    ("prompts", "seeds", "message"),
     [
-        ([[1], []], 0, "prompt 1 is empty"),
-        ([[MASK]], 0, "outside the vocabulary"),
-        ([[1] * 64], 0, "max_seq_len is 64"),
+        ([[1], []], None, "prompt 1 is empty"),
+        ([[MASK]], None, "outside the vocabulary"),
+        ([[1] * 64], None, "max_seq_len is 64"),
         ([[1]], [1, 2], "2 seeds for 1 prompts"),
     ],
 )
-def test_impossible_prompts_are_refused(prompts, seed, message):
+def test_impossible_prompts_are_refused(prompts, seeds, message):
     with pytest.raises(ValueError, match=message):
-        generate(lively(CONFIG), prompts, 3, seed=seed)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [({"steps": -1}, "steps"), ({"block_length": -2}, "block_length"), ({"order": "left"}, "order")],
-)
-def test_impossible_settings_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        Unmasking(**given)
+        generate(lively(CONFIG), prompts, GREEDY, seeds)

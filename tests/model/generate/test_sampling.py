@@ -1,17 +1,18 @@
-"""Laws that sampling draws from, against definitions on sorted lists; draws against their law."""
+"""Distributions that are drawn from, against definitions on sorted lists; draws against their distribution."""
 
 import math
 
 import pytest
 import torch
 
-from model.generate.sampling import GREEDY, Sampling, draw, law, uniform
+from model.generate.decoding import GREEDY, Decoding
+from model.generate.sampling import distribution, draw, uniform
 
 LOGITS = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 2
 
 
-def by_hand(logits: list[float], s: Sampling) -> list[float]:
-    """Temperature, then each truncation on the law that the one before left."""
+def by_hand(logits: list[float], s: Decoding) -> list[float]:
+    """Temperature, then each truncation on the distribution that the one before left."""
     p = [math.exp(x / s.temperature) for x in logits]
     total = sum(p)
     p = [x / total for x in p]
@@ -37,41 +38,41 @@ def by_hand(logits: list[float], s: Sampling) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "sampling",
+    "decoding",
     [
-        Sampling(),
-        Sampling(temperature=0.6),
-        Sampling(top_k=3),
-        Sampling(top_k=100),
-        Sampling(top_p=0.7),
-        Sampling(top_p=1e-6),
-        Sampling(min_p=0.2),
-        Sampling(temperature=1.5, top_k=8, top_p=0.8, min_p=0.1),
+        Decoding(),
+        Decoding(temperature=0.6),
+        Decoding(top_k=3),
+        Decoding(top_k=100),
+        Decoding(top_p=0.7),
+        Decoding(top_p=1e-6),
+        Decoding(min_p=0.2),
+        Decoding(temperature=1.5, top_k=8, top_p=0.8, min_p=0.1),
     ],
     ids=str,
 )
-def test_the_law_follows_its_definition(sampling):
-    given = law(LOGITS, sampling).exp()
+def test_the_distribution_follows_its_definition(decoding):
+    given = distribution(LOGITS, decoding).exp()
     for row in range(5):
-        assert given[row].tolist() == pytest.approx(by_hand(LOGITS[row].tolist(), sampling), abs=1e-6)
+        assert given[row].tolist() == pytest.approx(by_hand(LOGITS[row].tolist(), decoding), abs=1e-6)
 
 
-def test_greedy_is_the_law_of_the_largest():
-    given = law(LOGITS, GREEDY)
+def test_greedy_is_the_distribution_of_the_largest_alone():
+    given = distribution(LOGITS, GREEDY)
     assert given.argmax(-1).tolist() == LOGITS.argmax(-1).tolist()
     assert given.exp().sum(-1).tolist() == [1.0] * 5 and (given.exp() == 1).sum() == 5
 
 
 def test_the_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_not():
     logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), torch.tensor([[True, True, False, False]])
-    given = law(logits, Sampling(repetition_penalty=2.0), seen)
+    given = distribution(logits, Decoding(repetition_penalty=2.0), seen)
     torch.testing.assert_close(given, torch.tensor([[1.0, -4.0, 2.0, -2.0]]).log_softmax(-1))
 
 
-def test_draws_follow_the_law():
+def test_draws_follow_the_distribution():
     """Chi-square of 100k draws over the 12 tokens; the seeds differ and the step, in turn."""
     n = 100_000
-    rows = law(LOGITS[:1], Sampling(top_p=0.95)).expand(n, -1)
+    rows = distribution(LOGITS[:1], Decoding(top_p=0.95)).expand(n, -1)
     expected = rows[0].double().exp() * n
     possible = expected > 0
     for seeds, step in ((torch.arange(n), 3), (torch.arange(n) * 7919, 0)):
@@ -90,18 +91,3 @@ def test_uniform_numbers_are_spread_over_seeds_and_steps_alike():
         a, b = numbers[:-1] - 0.5, numbers[1:] - 0.5
         assert abs((a * b).mean() * 12) < 0.07
     assert uniform(torch.tensor([-(2**63), 2**63 - 1]), 0).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"min_p": 2.0}, "min_p"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-    ],
-)
-def test_impossible_settings_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        Sampling(**given)

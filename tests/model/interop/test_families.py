@@ -9,6 +9,7 @@ from their_models import MODELS, their_gradients, their_model
 from transformers import AutoModelForCausalLM
 
 from model.checkpoint import load_model
+from model.generate.decoding import Decoding
 from model.generate.engine import generate
 from model.interop.convert import export_model, import_model
 from model.interop.family import effective, family_named, read_config
@@ -96,7 +97,7 @@ def test_generation_with_our_state_equals_theirs(folders):
     ours = load_model(folder)
     prompt = random_tokens(1, 13, seed=2)
     expected = theirs.generate(prompt, max_new_tokens=10, do_sample=False)[0, 13:].tolist()
-    assert generate(ours, [prompt[0].tolist()], 10)[0].tokens == expected
+    assert generate(ours, [prompt[0].tolist()], Decoding(max_new_tokens=10, temperature=0.0))[0].tokens == expected
 
 
 def test_shards_are_read(folders, tmp_path):

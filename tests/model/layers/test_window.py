@@ -9,6 +9,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from model.config import ModelConfig
 from model.decoder import Decoder
+from model.generate.decoding import Decoding
 from model.generate.engine import generate
 from model.layers.window import Window
 from model.part_configs import RopeScaling
@@ -145,7 +146,9 @@ def test_pieces_of_any_length_equal_the_full_forward_past_several_windows(model)
 @torch.no_grad()
 def test_generation_past_several_windows_follows_the_full_forward(model):
     prompts = [[5], [1, 2, 3, 4, 5, 6, 7, 8, 9], [7, 8, 9]]
-    for prompt, completion in zip(prompts, generate(model, prompts, 24), strict=True):
+    for prompt, completion in zip(
+        prompts, generate(model, prompts, Decoding(max_new_tokens=24, temperature=0.0)), strict=True
+    ):
         text = torch.tensor([prompt + completion.tokens])
         logits = model.logits(model(text)[0])[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == completion.tokens

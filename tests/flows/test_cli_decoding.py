@@ -1,0 +1,138 @@
+"""An option of generation is said once, in `Decoding`, and is then reachable from every surface."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.evaluate.config import DecodingTable, EvaluateConfig, TaskConfig
+from flows.cli import app
+from flows.cli.chat import chat
+from flows.cli.generate import generate
+from model.generate.decoding import CHAT, GREEDY, OPTIONS, TEXT, Decoding
+
+OTHER: dict[str, Any] = {  # a value of each option that none has by default
+    "max_new_tokens": 7, "temperature": 0.25, "top_k": 3, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5,
+    "seed": 11, "stops": ("a", "b"), "steps": 2, "block_length": 4, "order": "random",
+}  # fmt: skip
+FLAGS = {"max_new_tokens": "--max-tokens", "stops": "--stop"}
+
+
+class FakeGenerator:
+    """Says what it was asked."""
+
+    def __init__(self, folder: Any = None) -> None:
+        self.asked: list[Decoding] = []
+
+    def stream(self, prompt: Any, decoding: Decoding, **changes: Any) -> Any:
+        self.asked.append(replace(decoding, **changes))
+        yield "one"
+
+    def generate(self, prompts: list[Any], decoding: Decoding) -> list[str]:
+        return list(self.stream(prompts, decoding))
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
+    from cluster.serve.generator import Generator
+
+    fake = FakeGenerator()
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, model: fake))
+    return fake
+
+
+def words(name: str, value: Any) -> list[str]:
+    flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for v in values for word in (flag, str(v))]
+
+
+@pytest.mark.parametrize("name", [option.name for option in OPTIONS])
+def test_an_option_is_reachable_everywhere(name: str, generator: FakeGenerator) -> None:
+    from mlflow.models import ModelSignature
+    from mlflow.models.utils import _enforce_params_schema
+
+    from cluster.release.package import signature
+    from cluster.serve.pyfunc import TokenmillModel
+
+    value = OTHER[name]
+    seed = 1 if name != "seed" else value + 1  # a chat's first message
+    result = CliRunner().invoke(app, ["generate", "m", "x", *words(name, value)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    CliRunner().invoke(app, ["chat", "m", *words(name, value)], input="hello\n", catch_exceptions=False)
+    assert generator.asked == [replace(TEXT, **{name: value}), replace(CHAT, **{name: value} | {"seed": seed})]
+    generator.asked.clear()
+
+    registered = TokenmillModel()
+    registered.generator = generator
+    kept = ModelSignature.from_dict(signature().to_dict()).params  # as MLflow writes and reads it
+    given = list(value) if name == "stops" else value
+    assert TEXT.read(_enforce_params_schema({}, kept)) == TEXT
+    passed_on = _enforce_params_schema({name: given}, kept)
+    registered.predict(None, ["x"], params=passed_on)
+    list(registered.predict_stream(None, {"prompt": "x"}, params={name: value}))
+    assert generator.asked == [replace(TEXT, **{name: value})] * 2
+
+    table = DecodingTable(**{name: value})
+    samples = replace(TEXT, max_new_tokens=48)
+    assert EvaluateConfig(decoding=table).sampling == replace(samples, **{name: value})
+    task = TaskConfig(name="t", kind="generate", data="x", decoding=table)
+    assert EvaluateConfig().answering(task) == replace(GREEDY, **{name: value})
+
+
+def test_the_defaults_of_the_two_commands_are_what_is_shown() -> None:
+    for command, defaults in ((generate, TEXT), (chat, CHAT)):
+        shown = {name: p.default for name, p in inspect.signature(command).parameters.items()}
+        assert all(shown[o.name] == getattr(defaults, o.name) or o.name == "stops" for o in OPTIONS)
+
+
+@pytest.mark.parametrize(("given", "said"), [("--top-p=0", "top_p = 0.0 must be above 0"), ("--top-k=-1", "top-k")])
+def test_an_option_out_of_its_range_ends_with_code_2(given: str, said: str) -> None:
+    result = CliRunner().invoke(app, ["generate", "m", "x", given])
+    assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+NEW = """
+from dataclasses import dataclass
+from model.generate import decoding as d
+from model.generate.option import option
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(d.Decoding):
+    typical: float = option(1.0, "Keep what is typical.", gt=0.0, le=1.0)
+
+base, d.Decoding = d.Decoding, Decoding
+for name in ("TEXT", "CHAT", "GREEDY"):
+    old = getattr(d, name)
+    setattr(d, name, Decoding(**{f.name: getattr(old, f.name) for f in d.OPTIONS}))
+d.OPTIONS = (*d.OPTIONS, Decoding.__dataclass_fields__["typical"])
+d.TYPES["typical"] = float
+
+import inspect
+from cluster.evaluate.config import EvaluateConfig
+from cluster.release.package import signature
+from flows.cli.chat import chat
+from flows.cli.generate import generate
+for command in (generate, chat):
+    assert "typical" in inspect.signature(command).parameters
+assert "typical" in [p.name for p in signature().params]
+task = {"name": "t", "kind": "generate", "data": "x", "decoding": {"typical": 0.25}}
+config = EvaluateConfig.model_validate({"decoding": {"typical": 0.5}, "tasks": [task]})
+assert config.sampling.typical == 0.5 and config.answering(config.tasks[0]).typical == 0.25
+assert d.TEXT.read({"typical": "0.75"}).typical == 0.75
+print("reachable")
+"""
+
+
+def test_a_field_that_is_added_is_reachable_the_same_day() -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", NEW], capture_output=True, text=True, env=env)
+    assert done.stdout == "reachable\n", done.stderr

@@ -1,0 +1,92 @@
+"""The options of generation: ranges, what they are by default, and how they are read from texts and numbers."""
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.errors import UserError
+from model.generate.decoding import CHAT, GREEDY, OPTIONS, TEXT, TYPES, Decoding
+from model.generate.option import option
+from model.generate.sampling import distribution
+from model.generate.unmasking import Unmasking
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens = 0 must be at least 1. Tokens to generate"),
+        ({"temperature": -1.0}, "temperature = -1.0 must be at least 0. "),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_p": 0.0}, "top_p = 0.0 must be above 0 and at most 1. "),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"stops": ("a", "")}, "stops has an empty text"),
+        ({"steps": -1}, "steps"),
+        ({"block_length": -2}, "block_length"),
+        ({"order": "rondom"}, "did you mean 'random'"),
+    ],
+)
+def test_what_is_out_of_its_range_is_the_person_s_mistake(given, message):
+    with pytest.raises(UserError) as error:
+        Decoding(**given)
+    assert message in str(error.value)
+    if given.keys() <= {f.name for f in fields(Unmasking)}:
+        with pytest.raises(UserError, match=next(iter(given))):
+            Unmasking(**given)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    Decoding(max_new_tokens=1, temperature=0.0, top_p=1.0, min_p=1.0)
+    Decoding(min_p=0.0, top_p=1e-9, top_k=0, steps=0, block_length=0)
+
+
+def test_by_default_nothing_is_truncated_or_held_down():
+    """Policy optimisation samples so: its importance ratio has no bias only then."""
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)) * 3
+    seen = torch.ones(3, 40, dtype=torch.bool)
+    assert torch.equal(distribution(logits, Decoding(), seen), logits.log_softmax(-1))
+
+
+def test_what_people_see_by_default():
+    assert Decoding(max_new_tokens=64, temperature=0.8, top_p=0.95) == TEXT
+    assert Decoding(max_new_tokens=128, temperature=0.7, top_p=0.95) == CHAT
+    assert Decoding(temperature=0.0) == GREEDY
+
+
+def test_every_option_is_described_once_and_has_a_plain_type():
+    assert {f.name for f in OPTIONS} == {f.name for f in fields(Decoding)} == TYPES.keys()
+    assert all(f.metadata["description"].endswith(".") for f in OPTIONS)
+    assert set(TYPES.values()) <= {int, float, str, tuple}
+    with pytest.raises(TypeError, match="ge, gt, le, not lt"):
+        option(0, "A number.", lt=3)
+
+
+def test_options_are_read_from_whatever_a_service_passes_on():
+    given = {"max_new_tokens": np.int64(5), "temperature": "0.5", "stops": np.array(["a", "b"]), "steps": None, "x": 1}
+    assert TEXT.read(given) == replace(TEXT, max_new_tokens=5, temperature=0.5, stops=("a", "b"))
+    assert isinstance(TEXT.read(given).max_new_tokens, int) and TEXT.read({"temperature": 0}).temperature == 0
+    assert TEXT.read({"stops": "ab"}).stops == ("ab",)
+    with pytest.raises(UserError, match="top_p"):
+        TEXT.read({"top_p": 2})
+
+
+def test_a_sampler_is_given_ids_alone():
+    decoding = Decoding(stops=("x", 5), seed=3).ended_by([1, 2])
+    assert decoding == Decoding(stops=(1, 2, 5), seed=3) and decoding.stop_ids == [1, 2, 5]
+    assert Decoding(stops=("x", 5)).stop_texts == ("x",)
+
+
+def test_what_is_said_of_unmasking_is_known():
+    assert TEXT.unmasks == () and replace(TEXT, order="random", steps=2).unmasks == ("steps", "order")
+
+
+def test_options_are_read_without_torch():
+    code = "import sys, model.generate.decoding; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
