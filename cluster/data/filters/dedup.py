@@ -108,28 +108,14 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-class Clusters:
-    """Disjoint sets of 0 … n-1, each named by its smallest member (union-find with path halving)."""
+def clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(count,) the smallest member of each one's cluster: what `pairs`, (p, 2) of 0 … count - 1, connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def __init__(self, count: int):
-        self.parent = list(range(count))
-
-    def find(self, x: int) -> int:
-        parent = self.parent
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    def union(self, x: int, y: int) -> None:
-        x, y = self.find(x), self.find(y)
-        if x < y:
-            self.parent[y] = x
-        elif y < x:
-            self.parent[x] = y
-
-    def roots(self) -> NDArray[np.int64]:
-        return np.array([self.find(x) for x in range(len(self.parent))], np.int64)
+    edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
+    labels = connected_components(edges, directed=False)[1]
+    return np.unique(labels, return_index=True)[1][labels]
 
 
 def candidates(keys: NDArray) -> NDArray[np.int64]:
@@ -162,18 +148,14 @@ def find_duplicates(
     place[rank] = np.arange(len(ids))
     pairs = np.ascontiguousarray(digests[rank]).view("S16")[:, 0]  # equal as 16 bytes, NULs too: all have one length
     exact = np.arange(len(ids))
-    for one, two in candidates(pairs).tolist():
-        exact[two] = one
+    same = [candidates(pairs)]
+    exact[same[0][:, 1]] = same[0][:, 0]
     roots = exact
     if keys is not None:
-        clusters = Clusters(len(ids))
-        for one, two in enumerate(exact.tolist()):
-            clusters.union(one, two)
         ordered = keys[rank]
         for band in range(keys.shape[1]):
             worded = np.flatnonzero(ordered[:, band] != WORDLESS)
-            for one, two in worded[candidates(ordered[worded, band])].tolist():
-                clusters.union(one, two)
-        roots = clusters.roots()
+            same.append(worded[candidates(ordered[worded, band])])
+        roots = clusters(len(ids), np.concatenate(same))
     is_exact = exact != np.arange(len(ids))
     return rank[roots][place], is_exact[place]

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from cluster.data.filters.dedup import Clusters, MinHash, candidates, digest, find_duplicates, jaccard
+from cluster.data.filters.dedup import MinHash, candidates, clusters, digest, find_duplicates, jaccard
 from cluster.data.filters.words import SOLID, WORD, Words, batches, mix
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
@@ -131,10 +131,9 @@ def test_texts_without_words_are_no_copies_of_each_other():
 
 
 def test_copies_of_copies_are_one_cluster():
-    clusters = Clusters(6)
-    for one, two in [(4, 5), (3, 4), (1, 3)]:
-        clusters.union(one, two)
-    assert clusters.roots().tolist() == [0, 1, 2, 1, 1, 1]
+    assert clusters(6, np.array([(4, 5), (3, 4), (1, 3), (4, 5)])).tolist() == [0, 1, 2, 1, 1, 1]
+    assert clusters(3, np.zeros((0, 2), np.int64)).tolist() == [0, 1, 2]
+    assert clusters(0, np.zeros((0, 2), np.int64)).tolist() == []
     assert candidates(np.array([7, 3, 7, 3, 9, 7])).tolist() == [[1, 3], [0, 2], [0, 5]]
 
 
