@@ -34,10 +34,6 @@ class MinHash:
     ngram: int = 5
     seed: int = 1
 
-    def probability(self, similarity: float) -> float:
-        """That two documents of this Jaccard similarity become candidates: the banding's S-curve."""
-        return 1.0 - (1.0 - similarity**self.rows) ** self.bands
-
     def signatures(self, texts: list[str]) -> NDArray[np.uint32]:
         """(n, bands * rows) minima; a text without any word has NEVER everywhere."""
         parts = [self._signatures(texts[part]) for part in batches(texts)]
@@ -93,13 +89,6 @@ def shingles(texts: list[str], ngram: int) -> tuple[U64, NDArray[np.int64]]:
     first = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(counts, out=first[1:])
     return values, first
-
-
-def jaccard(a: str, b: str, ngram: int = 5) -> float:
-    """The exact similarity that MinHash estimates."""
-    values, first = shingles([a, b], ngram)
-    one, two = set(values[: first[1]].tolist()), set(values[first[1] :].tolist())
-    return len(one & two) / len(one | two) if one or two else 1.0
 
 
 def digest(text: str) -> bytes:
