@@ -114,7 +114,7 @@ class Tokenizer:
 
 
 def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
-    """tokenizer.json of a sentencepiece model with the options above."""
+    """tokenizer.json of a sentencepiece model that training.py trained."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
