@@ -4,7 +4,7 @@
                                          └─▶ quarantine.jsonl            (source, where, reason, excerpt)
 
 What can't become a document (broken UTF-8, a line beyond all measure, a truncated archive, …) is counted and
-quarantined by its reason, and the rest goes through: see reading.py. Documents come out in the order of the
+quarantined by its reason, and the rest goes through: see readers/reading.py. Documents come out in the order of the
 recipe's sources, their files' names and their lines.
 """
 

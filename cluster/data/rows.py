@@ -145,22 +145,16 @@ class TokenRows:
         """
         windows = (
             window
-            for tokens, _ in self._held_out(source, max_bytes)
+            for tokens in self.validation_documents(source, max_bytes)
             for window in document_windows(tokens, self.seq_len, self.ahead)
         )
         yield from batches_of(windows, batch_size, self.seq_len, self.pad_id)
 
     def validation_documents(self, source: str, max_bytes: int | None = None) -> Iterator[np.ndarray]:
-        """The documents that `validation` scores, as ids from bos to eos."""
-        for tokens, _ in self._held_out(source, max_bytes):
-            yield tokens
+        """The documents that `validation` scores, as ids from bos to eos, in an order that is the same for every seed.
 
-    def validation_bytes(self, source: str, max_bytes: int | None = None) -> int:
-        """UTF-8 bytes of the text that `validation` scores: what bits per byte are divided by."""
-        return sum(size for _, size in self._held_out(source, max_bytes))
-
-    def _held_out(self, source: str, max_bytes: int | None) -> Iterator[tuple[np.ndarray, int]]:
-        """Held-out documents until `max_bytes` are reached, in an order that is the same for every seed."""
+        They end with the one whose text reaches `max_bytes` of UTF-8.
+        """
         data = self._source("validation", source)
         order = Permutation(data.documents, ("validation", source)) if data.documents else None
         seen = 0
@@ -170,7 +164,7 @@ class TokenRows:
             assert order is not None
             tokens, size = data.document(int(order(number)))
             seen += size
-            yield tokens, size
+            yield tokens
 
     def unigram_counts(self, vocab_size: int | None = None) -> np.ndarray:
         """How often each id is a target in the training tokens of all sources; int64 (vocab_size,)."""

@@ -34,10 +34,6 @@ class MinHash:
     ngram: int = 5
     seed: int = 1
 
-    def probability(self, similarity: float) -> float:
-        """That two documents of this Jaccard similarity become candidates: the banding's S-curve."""
-        return 1.0 - (1.0 - similarity**self.rows) ** self.bands
-
     def signatures(self, texts: list[str]) -> NDArray[np.uint32]:
         """(n, bands * rows) minima; a text without any word has NEVER everywhere."""
         parts = [self._signatures(texts[part]) for part in batches(texts)]
@@ -95,41 +91,20 @@ def shingles(texts: list[str], ngram: int) -> tuple[U64, NDArray[np.int64]]:
     return values, first
 
 
-def jaccard(a: str, b: str, ngram: int = 5) -> float:
-    """The exact similarity that MinHash estimates."""
-    values, first = shingles([a, b], ngram)
-    one, two = set(values[: first[1]].tolist()), set(values[first[1] :].tolist())
-    return len(one & two) / len(one | two) if one or two else 1.0
-
-
 def digest(text: str) -> bytes:
     """16 bytes that are equal for equal texts, but for white space at line ends and around the text."""
     plain = "\n".join(line.rstrip() for line in text.strip().split("\n"))
     return hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-class Clusters:
-    """Disjoint sets of 0 … n-1, each named by its smallest member (union-find with path halving)."""
+def clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(count,) the smallest member of each one's cluster: what `pairs`, (p, 2) of 0 … count - 1, connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def __init__(self, count: int):
-        self.parent = list(range(count))
-
-    def find(self, x: int) -> int:
-        parent = self.parent
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    def union(self, x: int, y: int) -> None:
-        x, y = self.find(x), self.find(y)
-        if x < y:
-            self.parent[y] = x
-        elif y < x:
-            self.parent[x] = y
-
-    def roots(self) -> NDArray[np.int64]:
-        return np.array([self.find(x) for x in range(len(self.parent))], np.int64)
+    edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
+    labels = connected_components(edges, directed=False)[1]
+    return np.unique(labels, return_index=True)[1][labels]
 
 
 def candidates(keys: NDArray) -> NDArray[np.int64]:
@@ -162,18 +137,14 @@ def find_duplicates(
     place[rank] = np.arange(len(ids))
     pairs = np.ascontiguousarray(digests[rank]).view("S16")[:, 0]  # equal as 16 bytes, NULs too: all have one length
     exact = np.arange(len(ids))
-    for one, two in candidates(pairs).tolist():
-        exact[two] = one
+    same = [candidates(pairs)]
+    exact[same[0][:, 1]] = same[0][:, 0]
     roots = exact
     if keys is not None:
-        clusters = Clusters(len(ids))
-        for one, two in enumerate(exact.tolist()):
-            clusters.union(one, two)
         ordered = keys[rank]
         for band in range(keys.shape[1]):
             worded = np.flatnonzero(ordered[:, band] != WORDLESS)
-            for one, two in worded[candidates(ordered[worded, band])].tolist():
-                clusters.union(one, two)
-        roots = clusters.roots()
+            same.append(worded[candidates(ordered[worded, band])])
+        roots = clusters(len(ids), np.concatenate(same))
     is_exact = exact != np.arange(len(ids))
     return rank[roots][place], is_exact[place]

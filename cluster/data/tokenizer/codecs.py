@@ -25,7 +25,6 @@ class Codec(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def piece(self, i: int) -> str: ...
 
 
 def make_codec(model: bytes, info: dict[str, Any]) -> Codec:
@@ -54,9 +53,6 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.processor.decode(list(ids))
-
-    def piece(self, i: int) -> str:
-        return self.processor.id_to_piece(i)
 
 
 class _Anchored(ABC):
@@ -92,9 +88,6 @@ class WholeText(_Anchored):
     def _decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
-    def piece(self, i: int) -> str:
-        return self._processor.id_to_piece(i)
-
 
 class HuggingFace(_Anchored):
     """`tokenizers`, with special tokens that text never matches."""
@@ -110,9 +103,6 @@ class HuggingFace(_Anchored):
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def piece(self, i: int) -> str:
-        return self._tokenizer.id_to_token(i) or ""
 
 
 def load_tokenizers(model: bytes) -> Any:

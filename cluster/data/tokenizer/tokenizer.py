@@ -12,7 +12,7 @@ Text goes in as it is: no normalisation, no dummy prefix, white space and newlin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,25 +108,13 @@ class Tokenizer:
         """The sentencepiece processor of a tokenizer that was trained here."""
         return self._codec.processor  # type: ignore[attr-defined]
 
-    def piece(self, i: int) -> str:
-        """A token's piece as its library writes it, for people to read."""
-        return self._codec.piece(int(i))
-
-    def ids(self, names: Sequence[str]) -> list[int]:
-        """Ids of special tokens by name. Raises ValueError for a name that isn't one."""
-        known = {name: i for i, name in self._names.items()}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no special token. There are {', '.join(known)}.")
-        return [known[name] for name in names]
-
     def save(self, folder: str | Path) -> None:
         (Path(folder) / "tokenizer.model").write_bytes(self.model)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n")
 
 
 def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
-    """tokenizer.json of a sentencepiece model with the options above."""
+    """tokenizer.json of a sentencepiece model that training.py trained."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
