@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store_url, tmp_path, d
     fresh = Artifacts(store_url, tmp_path / "reader").checkpoints(FP)
     found = fresh.latest()
     assert found is not None and found[0] == 1 and contents(found[1])["model"] == "one"
+    aside = [e.key for e in fresh.store.list("aside") if e.key.endswith("reason.txt")]
+    if damage == "bytes differ":  # found out by its reader alone: the others are not looked at again
+        assert len(aside) == 1 and b"checksum" in fresh.store.read(aside[0]) and fresh.steps() == [1]
     fresh.save(2, checkpoint(tmp_path, "two again"))
     found = fresh.latest()
     assert found is not None and found[0] == 2 and contents(found[1])["model"] == "two again"
+
+
+def test_what_is_no_checkpoint_is_passed_over(store_url, tmp_path):
+    checkpoints = Artifacts(store_url).checkpoints(FP)
+    checkpoints.save(3, checkpoint(tmp_path, "three"))
+    checkpoints.store.write(f"{checkpoints.key}/notes/x", b"x")
+    assert checkpoints.steps() == [3]
 
 
 def test_a_step_saved_again_after_a_resume_is_fine_and_the_newer_counts(store_url, tmp_path):
@@ -76,6 +87,16 @@ def test_pruning_keeps_the_newest_and_clearing_none(store_url, tmp_path):
     assert list(checkpoints.store.list()) == []
     copies = tmp_path / "cache" / "artifacts"
     assert not copies.exists() or list(copies.iterdir()) == []
+
+
+def test_a_copy_that_was_fetched_goes_with_its_checkpoint(s3_url, tmp_path):
+    url = f"{s3_url}/{uuid.uuid4().hex}"
+    Artifacts(url, tmp_path / "writer").checkpoints(FP).save(1, checkpoint(tmp_path, "one"))
+    reader = Artifacts(url, tmp_path / "reader").checkpoints(FP)
+    assert reader.latest() is not None
+    assert list((tmp_path / "reader" / "artifacts").iterdir()) != []
+    reader.clear()
+    assert list((tmp_path / "reader" / "artifacts").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["torn", "no manifest"])

@@ -20,7 +20,7 @@ from tiny_artifact import FP, build, manifest
 from cluster.errors import Stopped
 from cluster.stage import Hooks, Surroundings, fingerprint, run_step
 from cluster.store import lease as lease_module
-from cluster.store import open_store
+from cluster.store import lease_place, open_store
 from cluster.store import s3 as s3_module
 from cluster.store.artifact import Artifacts
 from cluster.store.lease import Lease, lease
@@ -298,6 +298,15 @@ def test_what_is_not_ones_own_is_never_given_back(store_url):
     place.leave(old)
     assert holds(store, FP, "new")
     assert not place_of(store, FP).take(old, seen)  # as it was seen, it is no more
+
+
+def test_two_that_look_at_once_do_not_take_each_other_for_the_owner(tmp_path):
+    store = open_store(tmp_path)
+    store.write(KEY, Owner.this_process("pretrain").model_dump_json().encode())  # which never locked it
+    with (tmp_path / KEY).open("rb") as another:
+        assert lease_place._unlocked(another.fileno())
+        seen = place_of(store, FP).look()
+    assert seen is not None and seen.dead
 
 
 def test_time_in_which_the_observer_slept_itself_does_not_count(monkeypatch):
