@@ -131,9 +131,9 @@ def _final(text_BN: Tensor, length_B: Tensor, stops: Tensor, mask_id: int) -> tu
 
 def _seen(tokens_BT: Tensor, positions_BT: Tensor, mask_id: int) -> Tensor:
     """(B, V) bool: which tokens are visible in each row."""
-    real_BT = (Segments.from_positions(positions_BT).starts_BT.cumsum(1) == 1) & (tokens_BT != mask_id)
+    real_BT = Segments.from_positions(positions_BT).starts_BT.cumsum(1) == 1
     counts = torch.zeros(tokens_BT.shape[0], mask_id + 1, dtype=torch.long, device=tokens_BT.device)
-    return counts.scatter_add_(1, tokens_BT, real_BT.long())[:, :-1] > 0
+    return counts.scatter_add_(1, tokens_BT, real_BT.long())[:, :-1] > 0  # [MASK] is the last
 
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:

@@ -109,6 +109,7 @@ def test_nothing_to_do_is_done():
     [
         ([[1], []], None, "prompt 1 is empty"),
         ([[97]], None, "outside the vocabulary"),
+        ([[3, -1]], None, "outside the vocabulary"),
         ([[1] * 65], None, "max_seq_len is 64"),
         ([[1]], [1, 2], "2 seeds for 1 prompts"),
     ],

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from model.generate import sampling
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.sampling import distribution, draw, uniform
 
@@ -91,3 +92,15 @@ def test_uniform_numbers_are_spread_over_seeds_and_steps_alike():
         a, b = numbers[:-1] - 0.5, numbers[1:] - 0.5
         assert abs((a * b).mean() * 12) < 0.07
     assert uniform(torch.tensor([-(2**63), 2**63 - 1]), 0).isfinite().all()
+
+
+def test_the_nucleus_ends_as_soon_as_it_has_its_mass():
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert distribution(logits, Decoding(top_p=0.5)).exp().tolist() == [[1.0, 0.0, 0.0]]
+    assert distribution(logits, Decoding(top_p=0.51)).exp().gt(0).tolist() == [[True, True, False]]
+
+
+def test_the_largest_number_draws_no_impossible_token(monkeypatch):
+    monkeypatch.setattr(sampling, "uniform", lambda seeds, step: torch.full(seeds.shape, 1.0, dtype=torch.float64))
+    rows = torch.tensor([[0.3, 0.7, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]).log()
+    assert draw(rows, torch.arange(3), 0).tolist() == [1, 1, 3]
