@@ -75,7 +75,8 @@ def sample(monitors: list[BaseMetricsMonitor]) -> dict[str, float]:
         try:
             monitor.clear_metrics()
             monitor.collect_metrics()
-            values |= {f"{PREFIX}{name}": value for name, value in (monitor.aggregate_metrics() or {}).items()}
+            measured: dict[str, float] = monitor.aggregate_metrics() or {}
+            values |= {f"{PREFIX}{name}": value for name, value in measured.items()}
         except Exception as error:  # a device that is reset or lost; the work itself will say so
             _log.warning("%s: %s; system metrics go on without it", type(monitor).__name__, error)
             monitors.remove(monitor)

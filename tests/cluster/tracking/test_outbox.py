@@ -149,7 +149,16 @@ def test_a_table_s_rows_are_told_once_and_other_columns_begin_another_table(plac
     assert box.table("t.json") == {"columns": ["a", "b"], "data": [[1, 1]]}
 
 
-def test_more_than_one_request_holds_is_sent_in_several(place, tmp_path):
+def test_more_than_one_request_holds_is_sent_in_several(place, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    real, sizes = MlflowClient.log_batch, []
+
+    def log_batch(self, run_id, metrics, params, tags):
+        sizes.append((len(metrics), len(params), len(tags)))
+        return real(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
     box = Box(place, tmp_path / "box")
     box.log.params({f"p{i}": i for i in range(250)})
     box.log.tags({f"t{i}": i for i in range(250)})
@@ -157,6 +166,8 @@ def test_more_than_one_request_holds_is_sent_in_several(place, tmp_path):
     box.close()
     assert box.delivery.pump()
     assert box.refused() == []
+    assert all(params <= 100 and tags <= 100 and sum((m, params, tags)) <= 1000 for m, params, tags in sizes)
+    assert len(sizes) == 6
     data = box.run.data
     assert (len(data.params), len(data.metrics)) == (250, 2100)
     assert {f"t{i}" for i in range(250)} <= set(data.tags)

@@ -396,6 +396,28 @@ def test_a_tracker_that_is_never_used_leaves_no_trace(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_follows_one_file(place, tmp_path):
+    track = tracker(place)
+    track.start_line("demo")
+    stage = track.stage("pretrain", "f1", tmp_path / "events.jsonl")
+    stage.follow(tmp_path / "events.jsonl")  # the same once more
+    with pytest.raises(ValueError, match="start a new stage run"):
+        stage.follow(tmp_path / "other.jsonl")
+    assert track.finish(timeout=60)
+
+
+def test_a_run_begins_when_it_is_opened_and_a_cached_one_follows_nothing(place, tmp_path):
+    begun = time.time() * 1000
+    EventLog(tmp_path / "events.jsonl").metrics(0, {"loss": 1.0})
+    track = tracker(place)
+    track.start_line("demo")
+    track.stage("pretrain", "f1", tmp_path / "events.jsonl", cached=True).finish(events_path=tmp_path / "events.jsonl")
+    assert track.finish(timeout=60)
+    run = runs(place, "line")["pretrain"]
+    assert begun - 1 <= run.info.start_time <= run.info.end_time <= time.time() * 1000
+    assert run.data.metrics == {}
+
+
 def test_a_stage_before_the_line_is_refused(place):
     with pytest.raises(ValueError, match="start_line"):
         tracker(place).stage("pretrain", "f")
