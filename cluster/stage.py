@@ -86,6 +86,7 @@ class Stage:
         still_valid: whether an artifact found in the store still holds, for stages with an effect elsewhere.
         uses_ray: Ray is up when `run` is called.
         cost: what a step of it would cost on a machine, for --plan; None: what it took the last time.
+        told: what a config asks for, in a few words, for --plan.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Stage:
     still_valid: Callable[[Artifact, Any], bool] | None = None
     uses_ray: bool = True
     cost: Callable[[Step, Machine], Cost] | None = None
+    told: Callable[[Any], str] = lambda config: ""
 
 
 @dataclass(frozen=True, eq=False)

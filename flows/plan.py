@@ -34,6 +34,7 @@ class Planned:
     reasons: list[str] = field(default_factory=list)
     last_seconds: float | None = None
     bytes: int = 0
+    told: str = ""  # what it would do
 
 
 def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
@@ -55,7 +56,8 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
         else:
             before = previous(step, artifacts)
             reasons = why(explain(step, before)) if before else ["never made in this store"]
-        planned.append(Planned(step.name, False, reasons, before.wall_seconds if before else None))
+        told = step.stage.told(step.config)
+        planned.append(Planned(step.name, False, reasons, before.wall_seconds if before else None, told=told))
     return planned
 
 
@@ -78,12 +80,12 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
     to_run = [p.name for p in planned if not p.cached]
     costs = _costs(recipe, [s for s in steps if s.name in to_run], console) if to_run else {}
     table = plain_table(f"{recipe.name}: {len(to_run)} of {len(planned)} stages would run")
-    for name in ("stage", "", "time", "why"):
+    for name in ("stage", "", "time", "what", "why"):
         table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
     total, unknown, starting = 0.0, False, STARTING if recipe.cluster.workers != 0 else 0.0
     for step in planned:
         if step.cached:
-            table.add_row(step.name, "cached", "", size(step.bytes), style="dim")
+            table.add_row(step.name, "cached", "", size(step.bytes), "", style="dim")
             continue
         cost = costs.get(step.name)
         seconds = cost.seconds + starting if cost else step.last_seconds
@@ -91,7 +93,7 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
         about = "" if seconds is None else f"~{duration(seconds)}"
         more = len(step.reasons) - MAX_REASONS
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
-        table.add_row(step.name, "runs", about, escape(why))
+        table.add_row(step.name, "runs", about, escape(step.told), escape(why))
     put(table, console)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""

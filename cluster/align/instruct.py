@@ -21,7 +21,7 @@ from cluster.train.cost import training_cost
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import batch_for, numbers, objective_for, run_trainer
-from cluster.train.summary import TrainingSummary
+from cluster.train.summary import TrainingSummary, told
 from cluster.train.worker import StoppedAt, Worker
 from model.objective import OBJECTIVES
 from model.train_config import TrainConfig
@@ -107,5 +107,13 @@ def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
 
 
 STAGE = Stage(
-    "instruct", "model", 1, InstructConfig, run_instruct, InstructSummary, external=external, cost=training_cost
+    name="instruct",
+    kind="model",
+    version=1,
+    config=InstructConfig,
+    run=run_instruct,
+    summary=InstructSummary,
+    external=external,
+    cost=training_cost,
+    told=told,
 )

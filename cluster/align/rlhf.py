@@ -63,6 +63,10 @@ class RlhfSummary(TrainingSummary):
         ]
 
 
+def told(config: RlhfConfig) -> str:
+    return f"{config.method}, {config.train.steps} steps"
+
+
 def external(config: RlhfConfig) -> dict[str, str]:
     return {f"data:{url}": examples.digest(url) for url in (*config.data, *config.heldout)}
 
@@ -140,4 +144,4 @@ def one_in_ten(item: dict) -> bool:
     return one_in(10, asked(item), "heldout")
 
 
-STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost)
+STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, told=told)

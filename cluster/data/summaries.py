@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cluster.store.artifact import Artifact
 
 
+NAMED = 3  # reasons that the words have, the most frequent ones
+
+
 @dataclass(frozen=True)
 class DocumentsSummary(Summary):
     """Documents that came through a stage, and those that did not, by reason and by source."""
@@ -29,8 +32,12 @@ class DocumentsSummary(Summary):
 
     def words(self) -> str:
         what, reasons = self.lost()
-        words = [f"{count(self.documents)} documents, {size(self.bytes)}"]
-        return ", ".join(words + ([f"{count(total(reasons))} {what}"] if reasons else []))
+        words = f"{count(self.documents)} documents, {size(self.bytes)}"
+        if not reasons:
+            return words
+        most = sorted(reasons.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{reason} {count(n)}" for reason, n in most[:NAMED]) + (", …" if len(most) > NAMED else "")
+        return f"{words}, {count(total(reasons))} {what} ({named})"
 
     def report(self, artifact: Artifact) -> Sequence[Block]:
         what, reasons = self.lost()

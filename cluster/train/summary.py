@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.quantities import count
 from cluster.report import Block, Curve, Text
@@ -45,6 +45,12 @@ class TrainingSummary(Summary):
         points = loss_curve(artifact)
         how = [Text(f"Trained by {self.objective}.")] if self.objective else []
         return [Text(self.words()), *how, *([Curve("loss", "step", "loss", points)] if points else [])]
+
+
+def told(config: Any) -> str:
+    """What a training's config asks for."""
+    mixers = [" and ".join(dict.fromkeys(config.model.layer_mixers))] if hasattr(config, "model") else []
+    return ", ".join([*mixers, config.train.objective, f"{count(config.train.steps)} steps"])
 
 
 def loss_curve(artifact: Artifact) -> list[tuple[int, float]]:

@@ -67,7 +67,7 @@ def test_numbers_are_written_for_people(shown: str, text: str) -> None:
 
 def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
     corpus = {"documents": 12_000, "bytes": 2_000_000, "quarantined": {"empty": 2, "broken": 1}}
-    assert outcome("corpus", corpus).summary.words() == "12k documents, 2.0 MB, 3 quarantined"
+    assert outcome("corpus", corpus).summary.words() == "12k documents, 2.0 MB, 3 quarantined (empty 2, broken 1)"
     made = outcome("model", {"parameters": 1_000_000, "loss": 2.5, "resumed_from": 40}).summary
     assert made.words() == "1M parameters, loss 2.500, resumed from step 40"
     assert outcome("evaluation", {"bpb": 1.25}).summary.words() == "1.250 bits per byte"

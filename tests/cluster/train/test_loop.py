@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,24 +57,9 @@ def test_targets_are_as_far_ahead_as_the_objective_reads_them(
     assert (tokens == targets)[targets >= 0].all() and (targets >= 0).mean() > 0.8
 
 
-THROW_AWAY = '''
-    """Repeat a token: a new objective is one file and one entry in the registry."""
-
-    from model.objectives.next_token import NextToken
-
-
-    class Repeat(NextToken):
-        def batch(self, rows, samples_B):
-            assert ((rows.targets_BT == rows.tokens_BT) | (rows.targets_BT < 0)).all(), "targets are 0 ahead"
-            return rows
-'''
-
-
 @pytest.fixture
-def throw_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "repeat.py").write_text(textwrap.dedent(THROW_AWAY))
-    monkeypatch.syspath_prepend(tmp_path)
-    entry = registry.Objective("repeat:Repeat", 0, True, "looks at a token", "causal", "exact")
+def throw_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.Objective("tests.throw_away.repeat:Repeat", 0, True, "looks at a token", "causal", "exact")
     monkeypatch.setitem(registry.OBJECTIVES, "repeat", entry)
 
 

@@ -12,7 +12,7 @@ from cluster.identity import identity
 from flows.recipe_errors import RecipeError
 from flows.recipe_read import read_recipe
 from tests.cluster.data.data_pipeline import ids, run_filter
-from tests.cluster.data.filters.shouting import Shouting
+from tests.throw_away.shouting import Shouting
 
 
 @pytest.fixture
