@@ -369,6 +369,18 @@ def test_lineage_is_a_walk_over_manifests_inputs_first(store_url, tmp_path):
     assert [a.kind for a in artifacts.lineage(model)] == ["documents", "tokenizer", "tokens", "model"]
 
 
+def test_the_lineage_of_a_diamond_is_walked_once_for_each_edge(tmp_path, monkeypatch):
+    artifacts = Artifacts(tmp_path / "store")
+    for i in range(12):
+        refs = {role: InputRef(kind="model", fingerprint=f"{i - 1}") for role in ("left", "right") if i}
+        made = artifacts.publish(manifest(fingerprint=f"{i}", inputs=refs), build(tmp_path, {"x": f"{i}"}))
+    reads: list[str] = []
+    real = Artifacts.manifest
+    monkeypatch.setattr(Artifacts, "manifest", lambda self, kind, fp: (reads.append(fp), real(self, kind, fp))[1])
+    assert [a.fingerprint for a in artifacts.lineage(made)] == [f"{i}" for i in range(12)]
+    assert len(reads) == 2 * 11
+
+
 def test_finding_eleven_artifacts_takes_a_moment(tmp_path):
     import time
 
