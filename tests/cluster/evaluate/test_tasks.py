@@ -1,0 +1,96 @@
+"""What is asked of the model, and what is made of its answers: stops, ends, order, long prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import make_model
+
+from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.evaluate.config import EvaluateConfig, TaskConfig
+from cluster.evaluate.tasks import sample, score_answers, score_choices
+from model.checkpoint import load_model
+from model.generate.decoding import Decoding
+from model.generate.engine import Completion
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), max_seq_len=96)
+
+
+def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer(folder)
+    path = tmp_path / "items.jsonl"
+    item = {"prompt": "2 + 3 = ", "answer": "5", "verifier": "exact"}
+    path.write_text(f"{json.dumps(item)}\n" * 4)
+    five, end = tokenizer.encode("5"), [tokenizer.end_id]
+    asked: list[Decoding] = []
+
+    def generate(model: Any, prompts: Any, decoding: Decoding) -> list[Completion]:
+        asked.append(decoding)
+        return [
+            Completion([*five, *end], finish="stop"),
+            Completion(five, finish="length"),
+            Completion(tokenizer.encode("5\n\nand"), finish="length"),
+            Completion([*tokenizer.encode("6"), *end], finish="stop"),
+        ]
+
+    monkeypatch.setattr("model.generate.by_kind.generate", generate)
+    given = {"name": "t", "kind": "generate", "data": str(path)}
+    plain, stopped = (TaskConfig.model_validate(given | more) for more in ({}, {"decoding": {"stops": ["\n\n"]}}))
+    assert score_answers(None, tokenizer, plain, EvaluateConfig()) == [1.0, 0.0, 0.0, 0.0]
+    assert score_answers(None, tokenizer, stopped, EvaluateConfig()) == [1.0, 0.0, 1.0, 0.0]
+    ends = (tokenizer.end_id, tokenizer.eos_id)
+    assert asked == [Decoding(temperature=0.0, stops=ends)] * 2
+
+
+def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(folder), Tokenizer(folder)
+    prompt = "The lazy dog jumps. " * 30
+    rates = {}
+    for choice in ("five", "a dog that jumps"):
+        own = tokenizer.encode(choice)
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt), *own][-96:]
+        with torch.no_grad():
+            logp = model.logits(model(torch.tensor([ids]))[0])[0].log_softmax(-1)
+        total = sum(float(logp[i - 1, ids[i]]) for i in range(96 - len(own), 96))
+        rates[choice] = total / len(choice.encode())
+    choices = sorted(rates, key=rates.__getitem__)  # the best is not the first, which a tie would take
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "choices": choices, "answer": a}) + "\n" for a in (0, 1)))
+    task = TaskConfig(name="t", kind="choice", data=str(path))
+    assert score_choices(model, tokenizer, task, EvaluateConfig()) == [0.0, 1.0]
+
+
+def test_the_end_of_an_answer_counts_among_its_tokens(tmp_path: Path) -> None:
+    """All tokens are alike, so that without the end the two choices would tie, and the first be taken."""
+    folder = make_model(tmp_path)
+    model, tokenizer = load_model(folder), Tokenizer(folder)
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+    choices = ["ⅣⅣ", "ⅣⅣⅣⅣ"]
+    assert 2 * len(tokenizer.encode(choices[0])) == len(tokenizer.encode(choices[1]))
+    path = tmp_path / "items.jsonl"
+    item = {"messages": [{"role": "user", "content": "?"}], "choices": choices, "answer": 1}
+    path.write_text(json.dumps(item))
+    task = TaskConfig(name="t", kind="choice", data=str(path))
+    assert score_choices(model, tokenizer, task, EvaluateConfig()) == [1.0]
+
+
+def test_samples_are_the_prompts_then_the_questions_and_a_causal_model_ignores_unmasking(folder: Path) -> None:
+    given = {"prompts": ("The quick", "def"), "questions": ("Why?",), "sample_tokens": 6}
+    plain = sample(SimpleNamespace(path=lambda: folder), EvaluateConfig.model_validate(given))  # type: ignore[arg-type]
+    assert [s["prompt"] for s in plain] == ["The quick", "def", "Why?"]
+    unmasked = EvaluateConfig.model_validate(given | {"unmasking": {"steps": 2}})
+    assert sample(SimpleNamespace(path=lambda: folder), unmasked) == plain  # type: ignore[arg-type]
+    held = EvaluateConfig.model_validate(given | {"decoding": {"repetition_penalty": 5.0, "top_k": 2}})
+    assert sample(SimpleNamespace(path=lambda: folder), held) != plain  # type: ignore[arg-type]
+    assert sample(SimpleNamespace(path=lambda: folder), EvaluateConfig()) == []  # type: ignore[arg-type]
