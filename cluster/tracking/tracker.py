@@ -57,7 +57,6 @@ class Run:
         self._tracker, self.key = tracker, key
         self.log = EventLog(tracker.folder / f"{key}.jsonl")  # metrics(), params(), tags(), text(), table(), figure()
         self.open = True
-        self.cached = False
         self._follower: Follower | None = None
 
     @property
@@ -106,7 +105,7 @@ class Run:
             return
         if self._follower is not None:
             self._follower.close(events_path)
-        elif events_path is not None and not self.cached:
+        elif events_path is not None:
             self.follow(events_path)
         numbers = numbers_of(summary or {})
         if numbers:
@@ -205,7 +204,7 @@ class Tracker:
         Returns:
             Whether it is. If not, it stays in `folder`, and the next run of the line delivers it.
         """
-        for run in reversed(self._runs):
+        for run in self._runs:
             run.finish(status if run is self.line else "FAILED" if status == "FINISHED" else status)
         if self._sampler:
             self._sampler.stop()
@@ -263,7 +262,6 @@ class Tracker:
             self._prepare()
             run = Run(self, f"{len(self._runs):03d}-{safe}")
             self._runs.append(run)
-        run.cached = cached
         run.log.append(
             {
                 "type": "open",

@@ -345,6 +345,16 @@ def test_system_metrics_are_sampled_beside_the_stages(place):
         assert run.data.metrics["system/system_memory_usage_megabytes"] > 10
 
 
+def test_a_closed_run_is_sampled_no_more(place):
+    track = tracker(place)
+    track.start_line("demo")
+    closed, at_work = track.stage("pack", "f0", cached=True), track.stage("pretrain", "f1")
+    track._sample({"system/load": 1.0})
+    values = [[e["values"] for _, e in read_events(r.log.path) if e["type"] == "metrics"] for r in (closed, at_work)]
+    assert values == [[], [{"system/load": 1.0}]]
+    assert track.finish(timeout=60)
+
+
 @pytest.mark.parametrize(
     ("line", "left_open"), [("FINISHED", "FAILED"), ("FAILED", "FAILED"), ("KILLED", "KILLED")]
 )  # fmt: skip
