@@ -14,10 +14,11 @@ test: .venv/.installed-dev .venv-s3/.installed   ## the whole suite, with a real
 test-fast: .venv/.installed-dev   ## what needs no server and no whole line
 	$(PYTEST) -m "not slow" $(ARGS)
 
-lint: .venv/.installed-dev        ## ruff, pyright, and the one-way rule flows -> cluster -> model
+lint: .venv/.installed-dev        ## ruff, pyright, what nothing uses, and the order of rooms: one way, no circles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/vulture
 	$(BIN)/pyright
 
 format: .venv/.installed-dev

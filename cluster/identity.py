@@ -1,8 +1,8 @@
 """What of a config is in a fingerprint: the fields that differ from their defaults and change what comes out.
 
-A new field with a default then leaves old artifacts valid; a changed default or behaviour bumps the stage's
-version. Fields declared with `how()` (or a dataclass field's metadata={"identity": False}) only change how
-work runs. A field of one possible value (Literal["x"]) is always in: it tells the members of a union apart.
+A new field with a default then leaves old artifacts valid; a changed default or behaviour bumps the stage's version.
+Fields declared with `how()` (or a dataclass field's metadata={"identity": False}) only change how work runs. A field of
+one possible value (Literal["x"]) is always in: it tells the members of a union apart.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _ABSENT = object()
 
 
 def how(default: Any = PydanticUndefined, **kw: Any) -> Any:
-    """A pydantic field that changes only *how* work runs (worker counts, micro-batches): not in the
-    fingerprint."""
+    """A pydantic field that changes only *how* work runs (worker counts, micro-batches): not in the fingerprint."""
     extra = {**(kw.pop("json_schema_extra", None) or {}), "identity": False}
     return Field(default, json_schema_extra=extra, **kw)
 
@@ -65,8 +64,7 @@ def canonical_json(value: Any) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """`train.lr: 0.001 -> 0.0003` for each leaf in which two identities differ; a leaf that is absent is
-    `default`."""
+    """`train.lr: 0.001 -> 0.0003` for each leaf in which two identities differ; a leaf that is absent is `default`."""
     for name in sorted({*old, *new}):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if before == after:

@@ -20,8 +20,7 @@ PACKAGES = (
 
 @functools.cache
 def code_version() -> str:
-    """`git describe` in a checkout, with the sources' hash where they differ from the commit; else
-    version+hash."""
+    """`git describe` in a checkout, with the sources' hash where they differ from the commit; else version+hash."""
     if (ROOT / ".git").exists():
         try:
             described = subprocess.run(

@@ -3,9 +3,9 @@
     fingerprint = SHA-256 of {stage, version, identity of the config, inputs' fingerprints, digests of outside
     data}
 
-A `Stage` is what can be done, a `Step` is one use of it in a run's graph. `run_step` finds the step's
-artifact or makes it; a step whose input is missing or damaged has that input made first, so a run always goes
-on from what is whole in the store.
+A `Stage` is what can be done, a `Step` is one use of it in a run's graph. `run_step` finds the step's artifact or makes
+it; a step whose input is missing or damaged has that input made first, so a run always goes on from what is whole in
+the store.
 """
 
 from __future__ import annotations
@@ -186,8 +186,7 @@ _external_lock = threading.Lock()
 
 
 def external(step: Step) -> dict[str, str]:
-    """Digests of the step's data outside the store, taken once per step object: a run sees one state of
-    them."""
+    """Digests of the step's data outside the store, taken once per step object: a run sees one state of them."""
     with _external_lock:
         if step not in _external:
             _external[step] = step.stage.external(step.config) if step.stage.external else {}

@@ -1,5 +1,4 @@
-"""What a run says when it ends: every stage, the quality before and after, samples, the version, what to type
-next."""
+"""What a run says when it ends: every stage, the quality before and after, samples, the version, what to type next."""
 
 from __future__ import annotations
 

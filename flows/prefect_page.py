@@ -1,5 +1,7 @@
-"""What a person reads in Prefect's UI beside the states: each stage's report, curve and metrics, the progress of the
-stage at work, the way to the MLflow run. One key for each, so that the UI keeps its history.
+"""What a person reads in Prefect's UI beside the states.
+
+Each stage's report, curve and metrics, the progress of the stage at work, the way to the MLflow run: one key for each,
+so that the UI keeps its history.
 
 What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: what
 can't be sent is a warning in the log.

@@ -1,10 +1,9 @@
-"""Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the
-log file.
+"""Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the log file.
 
-Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from
-the run that is about to write its checkpoint; it also outlives a killed parent, and it starts only when the
-flow does. This one has a session of its own, ends when the pipe from its parent closes (however the parent
-ended), and starts while other things do.
+Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from the run that
+is about to write its checkpoint; it also outlives a killed parent, and it starts only when the flow does. This one has
+a session of its own, ends when the pipe from its parent closes (however the parent ended), and starts while other
+things do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The screen is the person's: what Ray, Prefect, MLflow and their processes say goes to a log file.
 
-File descriptors 1 and 2 themselves are turned to the file, so that child processes and C++ libraries are
-quiet too; the console writes to a copy of the screen's descriptor.
+File descriptors 1 and 2 themselves are turned to the file, so that child processes and C++ libraries are quiet too; the
+console writes to a copy of the screen's descriptor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A recipe: one TOML file that describes a run of the line, from its sources to a registered model.
 
-A stage's table is that stage's own config class, so what a table allows is written once, beside the code
-that reads it. `read_recipe` forbids what nobody reads and tells every problem at once, before anything
-starts.
+A stage's table is that stage's own config class, so what a table allows is written once, beside the code that reads it.
+`read_recipe` forbids what nobody reads and tells every problem at once, before anything starts.
 
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
     extends = "base.toml"    [model] [train]                              pretraining; [model] preset = "10M"

@@ -1,5 +1,7 @@
-"""What a wrong recipe says to the person who wrote it: the key, where it was written, what was given, what is
-allowed, and the nearest right name. All of a recipe's problems are told at once.
+"""What a wrong recipe says to the person who wrote it.
+
+The key, where it was written, what was given, what is allowed, and the nearest right name; all of a recipe's problems
+at once.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     run.execute(step)       for each step                 finds or makes it; screen and MLflow hear of it
     run.close()             run.outcomes                  what came of each
 
-flows/line.py calls `execute` from Prefect tasks; with everything cached, and no server to tell, `execute`
-is called without Prefect.
+flows/line.py calls `execute` from Prefect tasks; with everything cached, and no server to tell, `execute` is called
+without Prefect.
 """
 
 from __future__ import annotations

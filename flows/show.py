@@ -1,7 +1,7 @@
 """What a person sees while the line runs: a bar for the stage at work, a line for each that is done.
 
-On a terminal it is rich's live bar with the rate and the time left; anywhere else (a file, `ray job
-submit`, CI) plain lines at a slow rate. The tables at the end are in flows/closing.py.
+On a terminal it is rich's live bar with the rate and the time left; anywhere else (a file, `ray job submit`, CI) plain
+lines at a slow rate. The tables at the end are in flows/closing.py.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Screen:
 
     def __init__(self, console: Console, stopping: Callable[[], bool] = lambda: False):
         self.console, self.stopping = console, stopping
-        self._step, self._begun, self._last, self._first = "", 0.0, 0.0, None
+        self._step, self._last, self._first = "", 0.0, None
         self._told_stop = False
 
     def begin(self, step: str, text: str = "") -> None:
-        self._step, self._begun, self._last, self._first = step, time.monotonic(), time.monotonic(), None
+        self._step, self._last, self._first = step, time.monotonic(), None
 
     def progress(self, done: float, total: float, text: str) -> None:
         now = time.monotonic()

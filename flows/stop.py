@@ -1,8 +1,7 @@
-"""Ctrl-C: the first asks the running stage to write a checkpoint and stop, the second ends the process at
-once.
+"""Ctrl-C: the first asks the running stage to write a checkpoint and stop, the second ends the process at once.
 
-What is left behind by either can be gone on from: artifacts and checkpoints are published whole or not at
-all, and the processes this one started (a local Ray, Prefect's embedded API) end with it.
+What is left behind by either can be gone on from: artifacts and checkpoints are published whole or not at all, and the
+processes this one started (a local Ray, Prefect's embedded API) end with it.
 """
 
 from __future__ import annotations

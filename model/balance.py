@@ -12,9 +12,9 @@ No objective knows of the losses: `attach` hands the logits on as they are, and 
 through them it adds the losses' own. That happens once for each micro-batch, also if the forward pass is
 recomputed (activation checkpointing), and never without a gradient, so the load is tallied there too.
 
-The losses are means over a micro-batch's tokens, pads included. The trainer adds up gradients of sums and
-divides by a count in the end (valid tokens, pairs, ...), so each mean is first multiplied by its
-micro-batch's part of that count, `divisor`: the result is a mean over all micro-batches and workers, weighted so.
+The losses are means over a micro-batch's tokens, pads included. The trainer adds up gradients of sums and divides by a
+count in the end (valid tokens, pairs, ...), so each mean is first multiplied by its micro-batch's part of that count,
+`divisor`: the result is a mean over all micro-batches and workers, weighted so.
 """
 
 import torch
@@ -111,8 +111,10 @@ class Balances:
                 balance.bias += balance.config.bias_rate * torch.sign(load_E.mean() - load_E)
 
     def report(self, sums: Tensor, count: int) -> dict[str, float]:
-        """For each layer of experts: load of the fullest over the mean, coefficient of variation, number of experts
-        with less than a tenth of the mean, both losses (without their coefficients), and each expert's share.
+        """How evenly each layer's experts are used.
+
+        Load of the fullest over the mean, coefficient of variation, number of experts with less than a tenth of the
+        mean, both losses (without their coefficients), and each expert's share.
         """
         values: dict[str, float] = {}
         for number, tally in zip(self.layers, sums.cpu().split(self.sizes), strict=True):

@@ -28,9 +28,7 @@ def load_config(folder: Path | str) -> ModelConfig:
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
-    """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the
-    config.
-    """
+    """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the config."""
     folder = Path(folder)
     with torch.device("meta"):
         model = Decoder(load_config(folder))

@@ -1,9 +1,9 @@
 """Exact counts of parameters and FLOPs, on the meta device: nothing is allocated (bytes: memory.py).
 
-FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the
-gradient of the input and of the weight); recomputation under activation checkpointing is not model FLOPs and
-is not counted. Attention's scores are counted over the keys that each query really sees: in a document of T
-tokens (T + 1) / 2 on average under a causal mask, else T, and as many as its window reaches.
+FLOPs of a matrix product of (a, b) by (b, c) are 2abc. A training step costs three times the forward (the gradient of
+the input and of the weight); recomputation under activation checkpointing is not model FLOPs and is not counted.
+Attention's scores are counted over the keys that each query really sees: in a document of T tokens (T + 1) / 2 on
+average under a causal mask, else T, and as many as its window reaches.
 """
 
 from dataclasses import dataclass
@@ -62,8 +62,10 @@ def flops_per_token(config: ModelConfig, seq_len: int, *, train: bool = True, sp
 
 
 class StepFlops:
-    """FLOPs of a training step on a real batch: each query sees its position + 1 keys, or all of its document's, and
-    only tokens with a target reach the head."""
+    """FLOPs of a training step on a real batch.
+
+    Each query sees its position + 1 keys, or all of its document's, and only tokens with a target reach the head.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         self.causal = config.causal
@@ -72,8 +74,10 @@ class StepFlops:
         self.matrices = 2.0 * parameters(config).matrices - self.head
 
     def __call__(self, batch: Any, n_valid: int) -> float:
-        """`batch` as an objective gets it, tokens first; its `positions_BT` and `targets_BT`, if it has them, tell the
-        spans and the tokens with a target, else rows are one document each, and `n_valid` tokens have one.
+        """`batch` as an objective gets it, tokens first.
+
+        Its `positions_BT` and `targets_BT`, if it has them, tell the spans and the tokens with a target, else rows are
+        one document each, and `n_valid` tokens have one.
         """
         tokens = batch[0].numel()
         positions, targets = getattr(batch, "positions_BT", None), getattr(batch, "targets_BT", None)

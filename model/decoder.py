@@ -142,8 +142,9 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Decoder":
-        """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 *
-        layers). Under muP hidden matrices are smaller in wider models (mup.py).
+        """GPT-2's rule: normal(0, init_std); what writes to the residual stream is smaller by sqrt(2 * layers).
+
+        Under muP hidden matrices are smaller in wider models (mup.py).
 
         The same seed gives the same weights on every device.
         """

@@ -53,8 +53,10 @@ def memory(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Memory:
-    """Of a step on micro-batches of whole rows of `seq_len`. Weights, gradients and moments are kept in fp32; `dtype`
-    is what the forward pass computes in."""
+    """Of a step on micro-batches of whole rows of `seq_len`.
+
+    Weights, gradients and moments are kept in fp32; `dtype` is what the forward pass computes in.
+    """
     model = meta_model(config)
     roles = model.parameter_roles()
     total = parameters(config).total
@@ -140,8 +142,10 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 class _Even(MoE):
-    """MoE as if each expert got its even share: a fake router's choice is unknown, and what is kept doesn't depend on
-    it. One expert's weights stand for all."""
+    """MoE as if each expert got its even share.
+
+    A fake router's choice is unknown, and what is kept doesn't depend on it. One expert's weights stand for all.
+    """
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])

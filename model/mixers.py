@@ -1,7 +1,6 @@
 """The registry of sequence mixers: a name in `ModelConfig.pattern` to the class that mixes tokens over time.
 
-A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; see `attention.py` for the
-model:
+A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; see `attention.py` for the model:
 
     forward(x_BTD, segments, state=None) -> (y_BTD, state)   one path for training, prefill and decoding
     init_weights(generator, std, output_std)                every parameter of its own
@@ -11,8 +10,8 @@ model:
                                                             could see, itself included
     parameter_roles() -> {name: Role}                       only for parameters whose role their shape hides
 
-Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one
-line here; settings of its own are a class in part_configs.py and a field of ModelConfig.
+Classes are named by string, so that reading a recipe never imports torch. A new mixer is one file and one line here;
+settings of its own are a class in part_configs.py and a field of ModelConfig.
 """
 
 from importlib import import_module

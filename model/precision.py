@@ -1,7 +1,7 @@
 """Which dtype matrix products run in, asked of the machine and never assumed; and how fast they can go here.
 
-On a CPU without AVX512-bf16 or AMX torch's bf16 product falls back to a scalar loop, tens of times slower
-than fp32. Weights, gradients and optimizer state are fp32 always; bf16 is autocast's dtype.
+On a CPU without AVX512-bf16 or AMX torch's bf16 product falls back to a scalar loop, tens of times slower than fp32.
+Weights, gradients and optimizer state are fp32 always; bf16 is autocast's dtype.
 """
 
 import time

@@ -3,10 +3,10 @@
     row 0:  a a a a b b b c        positions  0 1 2 3 0 1 2 0
     row 1:  d d d d d d d d        positions  0 1 2 3 4 5 6 7
 
-A document's tokens must mix with no other's. Instead of a T x T mask, attention regroups the rows' tokens by
-document: documents of like length become one batch (`Group`) of right-padded rows. Under causal attention,
-and in a scan, a pad after the last token is never seen by a real one, so no mask exists at all, and RoPE's
-angles are 0, 1, 2, ... in each. The regrouping is worked out once per batch and used by every layer.
+A document's tokens must mix with no other's. Instead of a T x T mask, attention regroups the rows' tokens by document:
+documents of like length become one batch (`Group`) of right-padded rows. Under causal attention, and in a scan, a pad
+after the last token is never seen by a real one, so no mask exists at all, and RoPE's angles are 0, 1, 2, ... in each.
+The regrouping is worked out once per batch and used by every layer.
 """
 
 from collections.abc import Callable
@@ -143,9 +143,7 @@ def by_document(mix: Callable[..., Tensor], segments: Segments, *parts_BTE: Tens
 
 
 class _Regroup(torch.autograd.Function):
-    """Tokens to slots. Each token has exactly one real slot, so the gradient is a gather too, not a
-    scatter-add.
-    """
+    """Tokens to slots. Each token has exactly one real slot, so the gradient is a gather too, not a scatter-add."""
 
     @staticmethod
     def forward(ctx, x_NE: Tensor, index: Tensor, slot: Tensor) -> Tensor:
@@ -174,8 +172,9 @@ class _Ungroup(torch.autograd.Function):
 
 
 def pads_apart(lengths_B: Tensor, length: int) -> Tensor:
-    """(B, length) positions of one document a row, right-padded, whose pads are a document of their own: where
-    attention looks both ways, no real token may see them.
+    """(B, length) positions of one document a row, right-padded.
+
+    The pads are a document of their own: where attention looks both ways, no real token may see them.
     """
     places = torch.arange(length, device=lengths_B.device)
     return torch.where(places < lengths_B[:, None], places, places - lengths_B[:, None])

@@ -17,9 +17,7 @@ class LayerState(Protocol):
 
 @dataclass
 class State:
-    """lengths_B: tokens absorbed by each row; longest: an upper bound of them, known without asking the
-    device.
-    """
+    """lengths_B: tokens absorbed by each row; longest: an upper bound of them, known without asking the device."""
 
     layers: list[Any]
     lengths_B: Tensor

@@ -31,8 +31,10 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    """One Ray for all recipes, which starts although another is said to run on this machine; the trainings are in this
-    process."""
+    """One Ray for all recipes, which starts although another is said to run on this machine.
+
+    The trainings are in this process.
+    """
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as folder:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)  # not pytest's, which is too long for a socket's name

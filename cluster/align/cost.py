@@ -1,7 +1,7 @@
 """What RLHF would cost: what rollout.py and preferences.py run.
 
-Every answer is sampled to its last token, passes through the reference, and then through the policy forward and
-backward.
+Every answer is sampled to its last token, passes through the reference, and then through the policy forward
+and backward.
 """
 
 from __future__ import annotations

@@ -89,8 +89,10 @@ class ChatRows:
 
 
 def next_tokens(ids: Sequence[int], mask: Sequence[int], ahead: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, targets), both shorter than ids by `ahead`: the target is the id so far ahead where its mask is 1, else
-    -100."""
+    """(tokens, targets), both shorter than ids by `ahead`.
+
+    A target is the id so far ahead where its mask is 1, else -100.
+    """
     array = np.asarray(ids, dtype=np.int64)
     return array[: len(array) - ahead], np.where(np.asarray(mask[ahead:], dtype=bool), array[ahead:], IGNORE)
 

@@ -2,11 +2,10 @@
 
     s ── mixture ──▶ (source, n): the source's n-th sample ── n = epoch * rows + k ──▶ row = permutation(k)
 
-`Permutation` is a keyed Feistel network with cycle walking (Black and Rogaway 2002): a bijection of [0, n)
-that is computed for one index without the others, so an epoch of any size costs no memory, and any worker can
-ask for any sample. `Mixture` is block-deterministic (Levanter's mixture.py): each block of B samples holds
-exactly its share of each source, in an order shuffled by the block's key. Both are O(1) in the number of
-samples.
+`Permutation` is a keyed Feistel network with cycle walking (Black and Rogaway 2002): a bijection of [0, n) that is
+computed for one index without the others, so an epoch of any size costs no memory, and any worker can ask for any
+sample. `Mixture` is block-deterministic (Levanter's mixture.py): each block of B samples holds exactly its share of
+each source, in an order shuffled by the block's key. Both are O(1) in the number of samples.
 """
 
 from __future__ import annotations
@@ -201,8 +200,7 @@ def _check(rows: Mapping[str, int], weights: Mapping[str, float]) -> None:
 
 
 def largest_remainder(weights: NDArray[np.float64], total: int) -> Indices:
-    """Whole numbers in the ratio of the weights that add up to `total`, each within one of its exact
-    share."""
+    """Whole numbers in the ratio of the weights that add up to `total`, each within one of its exact share."""
     exact = weights / weights.sum() * total
     counts = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - counts), kind="stable")
@@ -211,8 +209,7 @@ def largest_remainder(weights: NDArray[np.float64], total: int) -> Indices:
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """A rank's part of a global batch: the parts of all ranks, joined, are the batch, for any number of
-    ranks."""
+    """A rank's part of a global batch: the parts of all ranks, joined, are the batch, for any number of ranks."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}: it must be from 0 to {world_size - 1}.")
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)

@@ -1,5 +1,6 @@
-"""Pack: documents become token files that are mapped into memory, one set for each source, with a held-out
-part.
+"""Pack: documents become token files that are mapped into memory, with a held-out part.
+
+One set of files for each source and split.
 
     train-<source>-00000.bin        <u2 (or <u4 where the vocabulary needs it); documents one after another,
                                     each as bos, its tokens, eos

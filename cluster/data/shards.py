@@ -5,8 +5,8 @@
     source: string  the name of the recipe's [[sources]] entry
     text: large_string
 
-A shard ends at about `SHARD_BYTES` of text and a row group at about `GROUP_BYTES`, counted in the order of
-the documents alone: the same documents give the same files, whatever the number of workers that made them.
+A shard ends at about `SHARD_BYTES` of text and a row group at about `GROUP_BYTES`, counted in the order of the
+documents alone: the same documents give the same files, whatever the number of workers that made them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
-"""Artifacts: what a stage makes, immutable, in `STORE/KIND/FINGERPRINT/`, with a manifest that was written
-last.
+"""Artifacts: what a stage makes, immutable, in `STORE/KIND/FINGERPRINT/`, with a manifest that was written last.
 
     find ── manifest there? ─ no ──▶ None                     publish ── build folder, checksums
       │                                                           │
       └─ sizes right? ─ no ──▶ STORE/aside/KIND-FP-TIME/, None    └─ store.commit: all or nothing, one winner
       └─ first path() in a process: SHA-256 right? ─ no ──▶ aside, Corrupt
 
-On a local store the files lie beside the manifest. On S3 they lie under KIND/FINGERPRINT/NONCE/, and the
-manifest, put with If-None-Match, names the nonce: so racing writers never mix, whatever the server makes of
-the condition.
+On a local store the files lie beside the manifest. On S3 they lie under KIND/FINGERPRINT/NONCE/, and the manifest, put
+with If-None-Match, names the nonce: so racing writers never mix, whatever the server makes of the condition.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ class InputRef(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is, where it came from, and what it cost. Times in seconds; created in UTC, ISO
-    8601."""
+    """What an artifact is, where it came from, and what it cost. Times in seconds; created in UTC, ISO 8601."""
 
     format: int = FORMAT
     kind: str
@@ -142,8 +139,7 @@ class Artifacts:
                 yield manifest
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """The artifact, if it is whole by its manifest and its sizes. What isn't is set aside, with the
-        reason."""
+        """The artifact, if it is whole by its manifest and its sizes. What isn't is set aside, with the reason."""
         key = f"{kind}/{fingerprint}"
         data: bytes | None = None
         try:
@@ -166,8 +162,7 @@ class Artifacts:
         return None
 
     def publish(self, manifest: Manifest, folder: Path) -> Artifact:
-        """Make `folder` the artifact that `manifest` describes; its files, sizes and checksums are filled in
-        here.
+        """Make `folder` the artifact that `manifest` describes; its files, sizes and checksums are filled in here.
 
         `folder` is consumed. With two runs racing for one artifact both get the winner's.
         """
@@ -191,8 +186,7 @@ class Artifacts:
         raise StoreError(f"Can't publish {manifest.key} in {self.store.url}: what is there is torn each time.")
 
     def set_aside(self, kind: str, fingerprint: str, reason: str) -> None:
-        """Move the artifact out of the way, to STORE/aside/, with the reason beside it; nothing if there is
-        none."""
+        """Move the artifact out of the way, to STORE/aside/, with the reason beside it; nothing if there is none."""
         key = f"{kind}/{fingerprint}"
         data: bytes | None = None
         with contextlib.suppress(NotFound):
@@ -207,8 +201,7 @@ class Artifacts:
             _log.warning("Set aside %s of %s: %s. It is in %s.", key, self.store.url, reason, target)
 
     def lineage(self, artifact: Artifact) -> list[Artifact]:
-        """The artifact and all that it was made from, inputs first, each once. What has been deleted is left
-        out."""
+        """The artifact and all that it was made from, inputs first, each once. What has been deleted is left out."""
         order: dict[str, Artifact] = {}
 
         def visit(manifest: Manifest) -> None:

@@ -1,8 +1,8 @@
 """What a store is: bytes under keys, and folders that appear whole or not at all.
 
-Keys are relative POSIX paths (`model/4f…/config.json`); a prefix names a folder, so `list("model/4f")` never
-returns `model/4fa…`. Both stores keep one promise that the rest is built on: after `commit` of a folder,
-either all its files can be read at its place, with its manifest, or nothing can.
+Keys are relative POSIX paths (`model/4f…/config.json`); a prefix names a folder, so `list("model/4f")` never returns
+`model/4fa…`. Both stores keep one promise that the rest is built on: after `commit` of a folder, either all its files
+can be read at its place, with its manifest, or nothing can.
 """
 
 from __future__ import annotations

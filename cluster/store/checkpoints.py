@@ -79,8 +79,7 @@ class Checkpoints:
         raise StoreError(f"Can't save the checkpoint of step {step} at {key} in {self.store.url}.")
 
     def steps(self) -> list[int]:
-        """The steps there are checkpoints of, by their folders' names, oldest first. Not all need be
-        whole."""
+        """The steps there are checkpoints of, by their folders' names, oldest first. Not all need be whole."""
         numbers = []
         for name in self.store.folders(self.key):
             with contextlib.suppress(ValueError):
@@ -88,8 +87,7 @@ class Checkpoints:
         return sorted(numbers)
 
     def latest(self) -> tuple[int, Path] | None:
-        """The newest whole checkpoint, as a folder of this machine, checked by checksum; None if there is
-        none.
+        """The newest whole checkpoint, as a folder of this machine, checked by checksum; None if there is none.
 
         A damaged one is set aside and the one before it is taken.
         """

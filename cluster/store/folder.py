@@ -149,8 +149,7 @@ def _damage(folder: Path, files: Mapping[str, FileEntry], checksums: bool) -> st
 
 
 def cached_folder(store: Store, prefix: str, created: str, cache: Path | None) -> Path:
-    """Where the copy of a remote folder is kept on this machine. Never the same place for two
-    publications."""
+    """Where the copy of a remote folder is kept on this machine. Never the same place for two publications."""
     digest = hashlib.sha256(f"{store.url}|{prefix}|{created}".encode()).hexdigest()[:16]
     return (cache or cache_root()) / "artifacts" / f"{prefix.split('/')[0]}-{digest}"
 

@@ -8,8 +8,8 @@ STORE/work/FINGERPRINT/lease.json names the owner. An owner is dead when its lea
 TAKEN_OVER_SECONDS of the observer's own time (two machines' clocks are never compared), and at once where it
 ran on this machine and the kernel has let go of its lock.
 
-A lease spares work; it does not make publishing safe, which it is without. An owner that was paused for so
-long that another took over is asked to stop (`Lease.lost`), and `holds` keeps it from the other's checkpoints.
+A lease spares work; it does not make publishing safe, which it is without. An owner that was paused for so long that
+another took over is asked to stop (`Lease.lost`), and `holds` keeps it from the other's checkpoints.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A store in a folder of this machine, or of a file system that all machines share.
 
-Nothing is ever written at its final name: a file or a folder is built beside it, synced to the disk, and
-renamed, which POSIX does atomically. Two renames of a folder onto one name have one winner; the other sees
-ENOTEMPTY.
+Nothing is ever written at its final name: a file or a folder is built beside it, synced to the disk, and renamed, which
+POSIX does atomically. Two renames of a folder onto one name have one winner; the other sees ENOTEMPTY.
 """
 
 from __future__ import annotations

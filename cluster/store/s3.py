@@ -8,10 +8,9 @@ Commit of a folder at KEY:
     4. where the listing shows another nonce, somebody was racing: wait until the manifest has settled, read
     it
 
-A manifest names one writer's whole upload, so nobody ever reads a mixture. AWS and Ceph hold the condition,
-and the first writer stays. Some servers check it before the upload ends (Swift), others ignore it; step 4
-makes racing writers agree there too: whoever overwrites a manifest had uploaded before it was put, so its
-owner sees that nonce.
+A manifest names one writer's whole upload, so nobody ever reads a mixture. AWS and Ceph hold the condition, and the
+first writer stays. Some servers check it before the upload ends (Swift), others ignore it; step 4 makes racing writers
+agree there too: whoever overwrites a manifest had uploaded before it was put, so its owner sees that nonce.
 """
 
 from __future__ import annotations

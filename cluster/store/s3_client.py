@@ -1,7 +1,7 @@
 """The S3 client of a process, and its way of asking: retries, errors a person can act on, listings, streams.
 
-Endpoint, region and credentials come from the standard AWS variables and files. Newer checksums and headers
-are only used where a server demands them: many compatible servers refuse what they don't know.
+Endpoint, region and credentials come from the standard AWS variables and files. Newer checksums and headers are only
+used where a server demands them: many compatible servers refuse what they don't know.
 """
 
 from __future__ import annotations

@@ -24,8 +24,11 @@ from cluster.store.base import WORK
 
 @contextlib.contextmanager
 def build_folder(store: Store, fingerprint: str) -> Iterator[Path]:
-    """An empty folder to build in. Left as it is when the work fails, so that its events can still be sent
-    and its files looked at; the next run of the same work removes it."""
+    """An empty folder to build in.
+
+    Left as it is when the work fails, so that its events can still be sent and its files looked at; the next run of the
+    same work removes it.
+    """
     work = _work_folder(store, fingerprint)
     remove_dead(work)
     folder, descriptor = _claim(work)

@@ -6,9 +6,9 @@
     run.finish("FINISHED", summary)
     tracker.finish("FINISHED")                                     waits for the rest, within a time
 
-A thread delivers the outbox (outbox.py). MLflow away for a minute, or for good, slows nothing down; what is
-not delivered by the end, the next run of the line on this machine delivers. Only MlflowClient is used: MLflow's
-fluent interface keeps its active run by thread.
+A thread delivers the outbox (outbox.py). MLflow away for a minute, or for good, slows nothing down; what is not
+delivered by the end, the next run of the line on this machine delivers. Only MlflowClient is used: MLflow's fluent
+interface keeps its active run by thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Verifiers: is a completion right? Plain functions of (task, text), without a model and without running any
-code.
+"""Verifiers: is a completion right? Plain functions of (task, text), without a model and without running any code.
 
     task = {"messages": […], "answer": "85", "verifier": "number"}     or {"number": 0.9, "format": 0.1}
 
-A verifier reads only the completion's end, never raises on what a model may write, and gives a value in [0,
-1].
+A verifier reads only the completion's end, never raises on what a model may write, and gives a value in [0, 1].
 """
 
 from __future__ import annotations
@@ -45,8 +43,7 @@ def number(answer: str, text: str) -> float:
 
 
 def form(answer: str, text: str) -> float:
-    """The completion ends with one "The answer is …." and says it once; whether it is right doesn't
-    matter."""
+    """The completion ends with one "The answer is …." and says it once; whether it is right doesn't matter."""
     return float(bool(_FORMAT.search(text)) and len(_STATED.findall(text)) == 1)
 
 

@@ -1,5 +1,4 @@
-"""A real S3 server on this machine, for tests and for trying `store = "s3://…"`: OpenStack Swift with its
-s3api.
+"""A real S3 server on this machine, for tests and for trying `store = "s3://…"`: OpenStack Swift with its s3api.
 
     infra/s3/install.sh && python infra/s3/serve.py        prints the AWS_* exports, serves until Ctrl-C
     python infra/s3/serve.py --folder DIR --port 8000      keeps the objects in DIR

@@ -19,8 +19,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], limit: int, room: int, piece
 def in_batches(
     prompts: Sequence[Sequence[int]], seed: int | Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], list[Sequence[int]], list[int]]]:
-    """(numbers of rows, their prompts, their seeds) of each batch; rows of like length share one, so that little of it
-    is padding. seed: one for each row, or one number s that gives row i the seed s + i; ValueError for another count.
+    """(numbers of rows, their prompts, their seeds) of each batch.
+
+    Rows of like length share one, so that little of it is padding. seed: one for each row, or one number s that gives
+    row i the seed s + i; ValueError for another count.
     """
     seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):

@@ -1,6 +1,7 @@
-"""How a text is decoded from a model: its length, the distribution it is drawn from, its seed, where it ends, and by
-which strategy. Each option is said once, here: a field that is added is, the same day, an option of `generate` and
-`chat`, a parameter of the registered model and a key of an evaluation's recipe. No torch, so that those are quick.
+"""How a text is decoded from a model: length, distribution, seed, end and strategy.
+
+Each option is said once, here: a field that is added is, the same day, an option of `generate` and `chat`, a parameter
+of the registered model and a key of an evaluation's recipe. No torch, so that those are quick.
 
     Decoding()   the model's own distribution, nothing truncated      TEXT, CHAT   what people see by default
                                                                       GREEDY       the likeliest token each time

@@ -4,13 +4,13 @@
     repeat:  logits of the hidden tokens of the first unfinished block -> distribution -> draw each -> reveal the best
              of them and leave the others hidden        (LLaDA, arXiv 2502.09992, section 2.4: low-confidence remasking)
 
-What is revealed stays. With one random token a pass this draws from the model's own any-order distribution exactly;
-more tokens a pass are drawn as if independent. A row ends at its first stop token that has nothing hidden before it. A
-row's result depends on its prompt, seed and length only, not on its batch (up to fp32 rounding): draws are
-counter-based.
+What is revealed stays. With one random token a pass this draws from the model's own any-order distribution
+exactly; more tokens a pass are drawn as if independent. A row ends at its first stop token that has nothing hidden
+before it. A row's result depends on its prompt, seed and length only, not on its batch (up to fp32 rounding):
+draws are counter-based.
 
-B rows; T tokens of prompt and text, N of a text alone; M hidden tokens whose logits are made; V ids, [MASK] not among
-them.
+B rows; T tokens of prompt and text, N of a text alone; M hidden tokens whose logits are made; V ids, [MASK] not
+among them.
 """
 
 from collections.abc import Iterator, Sequence

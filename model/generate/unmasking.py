@@ -1,5 +1,7 @@
-"""How a masked-diffusion model fills in a text: which hidden tokens are revealed by which forward pass. No torch, so
-that a recipe can be read without it."""
+"""How a masked-diffusion model fills in a text: which hidden tokens are revealed by which forward pass.
+
+No torch, so that a recipe can be read without it.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

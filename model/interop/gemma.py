@@ -1,6 +1,8 @@
-"""Gemma 1 to 3, text only (arXiv 2403.08295, 2408.00118, 2503.19786): embeddings times sqrt(d), norms kept as their
-distance from 1, GeGLU; from 2 on a norm on both sides of each sublayer and local layers; in 3 QK-norm, and a theta for
-the local layers. Gemma 2's soft-cap of attention scores has no counterpart here.
+"""Gemma 1 to 3, text only (arXiv 2403.08295, 2408.00118, 2503.19786).
+
+Embeddings times sqrt(d), norms kept as their distance from 1, GeGLU; from 2 on a norm on both sides of each sublayer
+and local layers; in 3 QK-norm, and a theta for the local layers. Gemma 2's soft-cap of attention scores has no
+counterpart here.
 """
 
 from collections.abc import Callable, Iterator

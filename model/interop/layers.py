@@ -18,8 +18,9 @@ def shortest(layers: Sequence[Any]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Mistral's: every layer's attention sees `sliding_window` keys, or all of them if it is null (or if a key that is
-    the switch says so).
+    """Mistral's: every layer's attention sees `sliding_window` keys.
+
+    Or all of them if it is null, or if a key that is the switch says so.
     """
 
     default: int | None

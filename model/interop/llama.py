@@ -1,5 +1,6 @@
-"""Llama 1 to 3 (Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783) and Mistral (Jiang
-et al. 2023, arXiv 2310.06825), which is Llama with a window.
+"""Llama 1 to 3, and Mistral, which is Llama with a window.
+
+Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783; Jiang et al. 2023, arXiv 2310.06825.
 """
 
 from collections.abc import Iterator

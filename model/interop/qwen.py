@@ -1,5 +1,6 @@
-"""Qwen2 (arXiv 2407.10671: biases of queries, keys and values), Qwen3 (arXiv 2505.09388: QK-norm instead) and Qwen3's
-mixture of experts.
+"""Qwen2, Qwen3, and Qwen3's mixture of experts.
+
+Qwen2 (arXiv 2407.10671) has biases of queries, keys and values; Qwen3 (arXiv 2505.09388) has QK-norm instead.
 """
 
 from collections.abc import Iterator

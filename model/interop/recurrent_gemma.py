@@ -1,5 +1,7 @@
-"""RecurrentGemma (Botev et al. 2024, arXiv 2404.07839), Griffin's shape (arXiv 2402.19427): two recurrent blocks, then
-attention in a window with half of its channels turned; biases everywhere but in queries, keys and values.
+"""RecurrentGemma (Botev et al. 2024, arXiv 2404.07839), Griffin's shape (arXiv 2402.19427).
+
+Two recurrent blocks, then attention in a window with half of its channels turned; biases everywhere but in queries,
+keys and values.
 """
 
 from collections.abc import Iterator

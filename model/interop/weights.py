@@ -59,8 +59,9 @@ class Transposed:
 
 @dataclass(frozen=True)
 class Turned:
-    """Rows of heads of `head_dim`, whose first `rope_dim` channels RoPE turns: they pair (i, i + rope_dim / 2), we
-    pair neighbours. Rows are a matrix's, a bias's or a norm's.
+    """Rows of heads of `head_dim`, whose first `rope_dim` channels RoPE turns.
+
+    They pair (i, i + rope_dim / 2), we pair neighbours. Rows are a matrix's, a bias's or a norm's.
     """
 
     head_dim: int
@@ -103,20 +104,3 @@ class Stacked:
 
     def split(self, ours: Tensor) -> list[Tensor]:
         return list(ours.unbind())
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """The same values in the same order, in another shape: a depthwise convolution's (C, 1, K) is our (C, K)."""
-
-    ours: tuple[int, ...]
-    theirs: tuple[int, ...]
-
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        (tensor,) = theirs
-        if tuple(tensor.shape) != self.theirs:
-            raise ValueError(f"it is {tuple(tensor.shape)}, not {self.theirs}")
-        return tensor.reshape(self.ours)
-
-    def split(self, ours: Tensor) -> list[Tensor]:
-        return [ours.reshape(self.theirs)]

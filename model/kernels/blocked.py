@@ -1,5 +1,7 @@
-"""Attention by batched products over blocks of queries, for documents of up to 2k tokens on a CPU with bf16: there
-scaled_dot_product_attention makes small products of its own, and takes up to nearly three times as long (docs/lab.md).
+"""Attention by batched products over blocks of queries.
+
+For documents of up to 2k tokens on a CPU with bf16: there scaled_dot_product_attention makes small products of its own,
+and takes up to nearly three times as long (docs/lab.md).
 
     P = softmax(scale Q K^T)     dV = P^T dO     dP = dO V^T     dS = P * (dP - rowsum(P * dP))
     O = P V                      dQ = scale dS K                 dK = scale dS^T Q

@@ -1,5 +1,7 @@
-"""Attention over packed documents in one kernel, where torch has it: flash attention with cumulative lengths (Dao 2023,
-arXiv 2307.08691), on CUDA in half precision. Elsewhere documents are regrouped by length (segments.by_document).
+"""Attention over packed documents in one kernel, where torch has it.
+
+Flash attention with cumulative lengths (Dao 2023, arXiv 2307.08691), on CUDA in half precision. Elsewhere documents are
+regrouped by length (segments.by_document).
 
 Not yet run on a GPU; its use of the kernel's arguments is tested against a plain stand-in for the kernel.
 """

@@ -1,6 +1,7 @@
-"""Multi-head attention: softmax(Q K^T / sqrt(D)) V; Vaswani et al. 2017, with grouped keys and values
-(MQA: Shazeer 2019, arXiv 1911.02150; GQA: Ainslie et al. 2023, arXiv 2305.13245) and QK-norm (Henry et al.
-2020, arXiv 2010.04245; over all heads at once: OLMo 2, arXiv 2501.00656).
+"""Multi-head attention: softmax(Q K^T / sqrt(D)) V (Vaswani et al. 2017).
+
+With grouped keys and values (MQA: Shazeer 2019, arXiv 1911.02150; GQA: Ainslie et al. 2023, arXiv 2305.13245) and
+QK-norm (Henry et al. 2020, arXiv 2010.04245; over all heads at once: OLMo 2, arXiv 2501.00656).
 
 Shapes: B rows, T tokens, D head size, H heads of queries, K heads of keys and values, S keys.
 
@@ -25,8 +26,9 @@ from model.state import KVCache
 
 
 class Attention(nn.Module):
-    """Other patterns of who sees whom, `window`, replace `_mix`, `_continue`, `_remember`, `_keys_seen` and
-    `new_state`.
+    """Attention over all that came before, or over all of a document.
+
+    Other patterns of who sees whom, `window`, replace `_mix`, `_continue`, `_remember`, `_keys_seen` and `new_state`.
     """
 
     sees_all = True  # of its document, or what came before in it
@@ -71,8 +73,9 @@ class Attention(nn.Module):
         return self._mix(q, k, v, segments.lengths_B).flatten(2)
 
     def _heads(self, qkv_BTE: Tensor, segments: Segments | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, E) -> q (B, T, H, D), k and v (B, T, K, D); the first two normed, and turned by their positions,
-        which are 0, 1, 2, ... without `segments`.
+        """(B, T, E) -> q (B, T, H, D), k and v (B, T, K, D).
+
+        The first two are normed, and turned by their positions, which are 0, 1, 2, ... without `segments`.
         """
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv_BTE.split(self.sizes, -1))
         if self.q_norm is not None and self.k_norm is not None:
@@ -144,8 +147,9 @@ def attend(
     seen: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of grouped heads, (B, H, T, D). causal: query t sees keys 0 ... t. seen: bool, broadcast to
-    (B, 1, T, S).
+    """Attention of grouped heads, (B, H, T, D).
+
+    causal: query t sees keys 0 ... t. seen: bool, broadcast to (B, 1, T, S).
     """
     B, H, T, D = q_BHTD.shape
     if seen is None and blocked.usable(q_BHTD, k_BKSD):

@@ -73,8 +73,11 @@ class CausalConv(nn.Module):
 
 
 class _ShiftedProducts(torch.autograd.Function):
-    """Autograd would keep a masked copy of x for each tap; here x alone is kept. All taps of a block of tokens come
-    before the next block, so that x is read from memory once, and nothing as large as x is made on the way."""
+    """Autograd would keep a masked copy of x for each tap; here x alone is kept.
+
+    All taps of a block of tokens come before the next block, so that x is read from memory once, and nothing as large
+    as x is made on the way.
+    """
 
     @staticmethod
     def forward(ctx, x_BTC: Tensor, weight: Tensor, bias: Tensor | None, starts_BT: Tensor | None) -> Tensor:
@@ -115,8 +118,11 @@ class _ShiftedProducts(torch.autograd.Function):
 
 
 def _taps(length: int, width: int, starts_BT: Tensor | None) -> list[Tensor | None]:
-    """For each tap j = 1 … W - 1 that reaches a token: (B, T - j, 1), for t = j … T - 1, True where x_{t-j} is another
-    document's (None: nowhere)."""
+    """Where each tap would read from another document.
+
+    For each tap j = 1 … W - 1 that reaches a token: (B, T - j, 1), for t = j … T - 1, True where x_{t-j} is another
+    document's (None: nowhere).
+    """
     if starts_BT is None:
         return [None] * (min(width, length) - 1)
     taps, crosses = [], torch.zeros_like(starts_BT)

@@ -1,5 +1,4 @@
-"""The position-wise feed-forward: SwiGLU and GeGLU (Shazeer 2020, arXiv 2002.05202), GELU, ReLU^2 (So et al.
-2021).
+"""The position-wise feed-forward: SwiGLU and GeGLU (Shazeer 2020, arXiv 2002.05202), GELU, ReLU^2 (So et al. 2021).
 
 gated:  y = W_out (act(W_gate x) * W_up x)      plain:  y = W_out act(W_in x)
 """

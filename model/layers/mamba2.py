@@ -8,9 +8,8 @@ scan, as in section 7: one projection to z, x, B, C and dt; a short convolution 
 over each group's channels.
 
 Shapes: B rows, T tokens; H heads of P channels with states of N; G groups of E = H / G heads that share B and C. The
-state h_BGNEP has a group's heads side by side: they are one product with B or C.
-Parameters are laid out as in the paper's code and in Hugging Face's Mamba2 (in_proj, conv1d, dt_bias, A_log, D, norm,
-out_proj).
+state h_BGNEP has a group's heads side by side: they are one product with B or C. Parameters are laid out as in the
+paper's code and in Hugging Face's Mamba2 (in_proj, conv1d, dt_bias, A_log, D, norm, out_proj).
 """
 
 import math

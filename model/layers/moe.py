@@ -1,6 +1,7 @@
-"""Mixture of experts: each token goes to k of E feed-forwards; Shazeer et al. 2017, arXiv 1701.06538, with
-Mixtral's router (Jiang et al. 2024, arXiv 2401.04088, section 2.1) and shared experts (Dai et al. 2024,
-DeepSeekMoE, arXiv 2401.06066, section 3.2).
+"""Mixture of experts: each token goes to k of E feed-forwards.
+
+Shazeer et al. 2017, arXiv 1701.06538, with Mixtral's router (Jiang et al. 2024, arXiv 2401.04088, section 2.1) and
+shared experts (Dai et al. 2024, DeepSeekMoE, arXiv 2401.06066, section 3.2).
 
     p = softmax(W_r x)     y = sum over the k largest p_e of  w_e FF_e(x)  [+ FF_shared(x)],    w = p / sum of the k
 

@@ -1,6 +1,4 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016), in the dtype of their
-input.
-"""
+"""RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016), in the dtype of their input."""
 
 import torch
 import torch.nn.functional as F

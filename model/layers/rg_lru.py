@@ -104,8 +104,10 @@ class RgLru(nn.Module):
         self.recurrent_gate_bias = nn.Parameter(torch.empty(n_blocks, block))
 
     def forward(self, x_BTC: Tensor, first_BT: Tensor, h_BC: Tensor | None = None, reset: bool = False) -> Tensor:
-        """h of every token (B, T, C), float32; from h_BC (None: 0). `first_BT` is True at each document's first token;
-        reset: there may be some inside a row."""
+        """h of every token (B, T, C), float32; from h_BC (None: 0).
+
+        `first_BT` is True at each document's first token; reset: there may be some inside a row.
+        """
         x_BTnW = x_BTC.unflatten(-1, (self.input_gate_bias.shape[0], -1))
         weight = torch.cat((self.input_gate_weight, self.recurrent_gate_weight), -1)
         i, r = torch.einsum("btni,nio->btno", x_BTnW, weight.to(x_BTC.dtype)).float().chunk(2, -1)

@@ -119,8 +119,10 @@ class Window(Attention):
         return WindowCache.empty(batch, self.n_kv_heads, first, ring, self.head_dim, device, dtype)
 
     def _keys_seen(self, span_N: Tensor) -> Tensor:
-        """Not counting the other keys that its block meets. Both ways, a span is a document's length, and the mean over
-        its places stands for each of them."""
+        """Not counting the other keys that its block meets.
+
+        Both ways, a span is a document's length, and the mean over its places stands for each of them.
+        """
         W, G = self.window, self.global_tokens
         if self.causal:
             return span_N.clamp(max=W + G)
@@ -135,8 +137,10 @@ class Window(Attention):
 
 
 class _Reach(torch.autograd.Function):
-    """The keys, or values, that blocks of queries meet: (B, T, K, D) -> for each span (start, stop) of blocks,
-    (B * (stop - start), G + S, K, D): the first G, then those of the blocks that each reaches.
+    """The keys, or values, that blocks of queries meet.
+
+    (B, T, K, D) -> for each span (start, stop) of blocks, (B * (stop - start), G + S, K, D): the first G, then those of
+    the blocks that each reaches.
 
     The reaches overlap: without global keys, and with one row, the result is a view. Its gradient is added up in place;
     autograd's own would fill T tokens with zeros for each slice, which costs as much as a third of the attention.

@@ -1,5 +1,6 @@
-"""Masked diffusion: learn to fill in hidden tokens from all the others (MDLM, Sahoo et al. 2024, arXiv 2406.07524;
-LLaDA, Nie et al. 2025, arXiv 2502.09992).
+"""Masked diffusion: learn to fill in hidden tokens from all the others.
+
+MDLM (Sahoo et al. 2024, arXiv 2406.07524) and LLaDA (Nie et al. 2025, arXiv 2502.09992).
 
     t ~ U(0, 1];  each of a document's n tokens is hidden, [MASK] in its place, with probability t
     -log p(x)  <=  E_t E_hidden  1/t * sum over hidden i of  -log p(x_i | what is not hidden)
@@ -37,9 +38,11 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however 
 
 
 class MaskedBatch(NamedTuple):
-    """Rows of packed documents with hidden tokens. (B, T): tokens with [MASK] where one is hidden; targets, the hidden
-    tokens, IGNORE elsewhere; positions, as in `Batch`; weights, float32, n/k of the hidden, 0 elsewhere. maskable_B:
-    tokens that could have been hidden."""
+    """Rows of packed documents with hidden tokens.
+
+    (B, T): tokens with [MASK] where one is hidden; targets, the hidden tokens, IGNORE elsewhere; positions, as in
+    `Batch`; weights, float32, n/k of the hidden, 0 elsewhere. maskable_B: tokens that could have been hidden.
+    """
 
     tokens_BT: Tensor
     targets_BT: Tensor

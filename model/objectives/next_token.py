@@ -2,9 +2,8 @@
 
     loss_sum = sum over valid tokens of  w * (logsumexp(z) - z[target]  + z_loss * logsumexp(z)^2),   z = cap(W h)
 
-z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits
-are, so `forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products,
-none repeated.
+z-loss: PaLM (Chowdhery et al. 2022, section 5). The gradient of a sum is known as soon as a chunk's logits are, so
+`forward` makes the gradients of h and W beside the loss and drops the logits: three matrix products, none repeated.
 """
 
 from typing import NamedTuple

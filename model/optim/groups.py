@@ -1,7 +1,7 @@
 """Which parameters an optimizer treats how, and the optimizers of a training run.
 
-Weight decay is for matrices and an untied head; embeddings, norms, biases and other vectors have none (OLMo
-2, arXiv 2501.00656, section 3.3). With "muon", hidden matrices go to Muon and all else to AdamW.
+Weight decay is for matrices and an untied head; embeddings, norms, biases and other vectors have none (OLMo 2, arXiv
+2501.00656, section 3.3). With "muon", hidden matrices go to Muon and all else to AdamW.
 """
 
 from pathlib import Path
@@ -19,8 +19,10 @@ DECAYED = ("matrix", "router", "head")
 
 
 def make_optimizers(model: Decoder, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and before it Muon if the config says so. The trainer sets each group's `lr` every step: the schedule's,
-    times the group's `lr_scale`."""
+    """AdamW, and before it Muon if the config says so.
+
+    The trainer sets each group's `lr` every step: the schedule's, times the group's `lr_scale`.
+    """
     roles = model.parameter_roles()
     hidden: dict[float, list[tuple[nn.Parameter, tuple[int, ...] | None]]] = {}
     other: dict[tuple[float, float], list[nn.Parameter]] = {}

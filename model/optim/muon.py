@@ -1,6 +1,7 @@
-"""Muon: momentum, then the nearest (semi-)orthogonal matrix by Newton-Schulz; Jordan et al. 2024
-(kellerjordan.github.io/posts/muon), with the update scaled to AdamW's usual RMS (Liu et al. 2025, arXiv
-2502.16982, equation 4), so that one learning rate serves both.
+"""Muon: momentum, then the nearest (semi-)orthogonal matrix by Newton-Schulz.
+
+Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the update scaled to AdamW's usual RMS (Liu et al. 2025,
+arXiv 2502.16982, equation 4), so that one learning rate serves both.
 
     M <- mu M + G;   O = NS5(G + mu M);   W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, cols)) O
 
@@ -20,8 +21,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden weights: matrices, each given with the row sizes of those stacked in it (None: it is one), and 3-D
-    stacks of them (experts).
+    """For hidden weights: matrices, and 3-D stacks of them (experts).
+
+    Each matrix is given with the row sizes of those stacked in it (None: it is one).
     """
 
     def __init__(
@@ -66,9 +68,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
-    """U S' V^T of each matrix, S' within about 0.7 to 1.2: five steps of x <- a x + (b x x^T + c (x x^T)^2)
-    x.
-    """
+    """U S' V^T of each matrix, S' within about 0.7 to 1.2: five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
     a, b, c = COEFFICIENTS
     dtype = torch.bfloat16 if matrices_NRC.is_cuda else torch.float32
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]

@@ -9,8 +9,10 @@ from model.train_config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step number `step` (the first is 0): reaches `lr` at `warmup_steps` and ends at
-    lr * min_lr_ratio (a constant schedule stays)."""
+    """The rate of step number `step`; the first is 0.
+
+    It reaches `lr` at `warmup_steps` and ends at lr * min_lr_ratio (a constant schedule stays).
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, config.steps - 1 - config.warmup_steps)

@@ -17,8 +17,10 @@ COUNT = 4096  # counts are reduced as two fp32 digits in this base, so that they
 
 
 class Replicated:
-    """The gradients of a step. Every parameter's `grad` is a view of `flat`, part of one buffer with the step's scalars
-    (`tail`) and its experts' `loads` after it.
+    """The gradients of a step.
+
+    Every parameter's `grad` is a view of `flat`, part of one buffer with the step's scalars (`tail`) and its experts'
+    `loads` after it.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], device: torch.device, n_loads: int) -> None:

@@ -62,8 +62,10 @@ def test_what_has_the_same_fan_in_at_every_width_starts_as_large_in_wider_models
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_groups_of_every_shape_follow_the_table(config, optimizer):
-    """Four times as wide as the base: AdamW's rate of hidden matrices is a quarter, Muon's a half; what decays in a
-    step, rate * decay, is the same for all."""
+    """Four times as wide as the base: AdamW's rate of hidden matrices is a quarter, Muon's a half.
+
+    What decays in a step, rate * decay, is the same for all.
+    """
     model = Decoder(replace(config, mup_base_width=config.d_model // 4))
     names, roles = {p: name for name, p in model.named_parameters()}, model.parameter_roles()
     for o in make_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.1)):

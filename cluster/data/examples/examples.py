@@ -5,8 +5,7 @@
     choice      {"messages": […, the user's] | "prompt": str, "choices": [str, …], "answer": index}
     preference  {"messages": […, the user's], "chosen": str, "rejected": str}
 
-Every record is checked where it is read, so a wrong one is named by its file and line before any training
-starts.
+Every record is checked where it is read, so a wrong one is named by its file and line before any training starts.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ Example = dict[str, Any]
 
 
 def read_chat(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
-    """Chat examples of all `urls`, in their order; at most `limit` of each. Raises ValueError for a wrong
-    one."""
+    """Chat examples of all `urls`, in their order; at most `limit` of each. Raises ValueError for a wrong one."""
     return _read(urls, limit, _chat, generated.chat_examples)
 
 

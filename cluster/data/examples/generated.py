@@ -7,9 +7,9 @@
     reverse      length=6                                    puzzles.py
     signatures   packages=stdlib, kind=all                   signatures.py
 
-Each problem can be had in four forms: a chat example with a worked answer, a verifiable task, a
-multiple-choice item, and a preference. Whether a problem is held out depends on a hash of itself alone (one
-in ten is), never on seed or n: no held-out problem is in any training set of that name, whatever its address.
+Each problem can be had in four forms: a chat example with a worked answer, a verifiable task, a multiple-choice item,
+and a preference. Whether a problem is held out depends on a hash of itself alone (one in ten is), never on seed or n:
+no held-out problem is in any training set of that name, whatever its address.
 """
 
 from __future__ import annotations
@@ -155,8 +155,10 @@ def tasks(url: str) -> list[dict[str, Any]]:
 
 
 def choices(url: str) -> list[dict[str, Any]]:
-    """[{"messages", "prompt", "choices": […], "answer": index}]: the choices continue the prompt, or are the
-    assistant's turn after the messages."""
+    """[{"messages", "prompt", "choices": […], "answer": index}].
+
+    The choices continue the prompt, or are the assistant's turn after the messages.
+    """
     items = []
     for problem in problems(url):
         rng = random.Random(f"choices|{problem.key}|{problem.question}")

@@ -1,5 +1,4 @@
-"""Problems with written-out solutions, short enough that a model of a million parameters learns them in a
-minute.
+"""Problems with written-out solutions, short enough that a model of a million parameters learns them in a minute.
 
     arithmetic   What is 37 + 48?        7+8=15, 3+4+1=8. The answer is 85.     from the units, with the carry
                  What is 63 - 48?        3-8+10=5, 6-4-1=1. The answer is 15.   with what is borrowed
@@ -7,10 +6,10 @@ minute.
     sort         Sort the digits of 5302.       The answer is 0235.
     reverse      Reverse the digits of 5302.    The answer is 2035.
 
-Digits are single tokens (tokenizer.split_digits), and a step reads one digit of each number: the form in
-which small transformers learn addition (Lee et al. 2023, 2307.03381). With cot < 1 the other examples
-show the bare answer, which the model can hardly compute in one step: fine-tuning on them gives a mixture of both, and
-reinforcement finds that the written-out steps pay (Tsilivis et al. 2025, 2510.11495).
+Digits are single tokens (tokenizer.split_digits), and a step reads one digit of each number: the form in which small
+transformers learn addition (Lee et al. 2023, 2307.03381). With cot < 1 the other examples show the bare answer, which
+the model can hardly compute in one step: fine-tuning on them gives a mixture of both, and reinforcement finds that the
+written-out steps pay (Tsilivis et al. 2025, 2510.11495).
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""Questions on the functions of installed packages: their real signatures and docstrings, read without
-importing them.
+"""Questions on the functions of installed packages: their real signatures and docstrings, read without importing them.
 
     What does `shutil.copy(src, dst)` do?              Copy data and mode bits.
     What is the signature of `shutil.copy`?            `copy(src, dst)`
     Which function of `shutil` does this: …            `shutil.copy`
     How many parameters does `copy(src, dst)` have?    src, dst. The answer is 2.        verifiable
 
-As multiple choice: which of four docstrings follows the function's head; that is a plain language model's
-question.
+As multiple choice: which of four docstrings follows the function's head; that is a plain language model's question.
 """
 
 from __future__ import annotations
@@ -194,8 +192,7 @@ def _remember(path: Path, functions: tuple[Function, ...]) -> None:
 
 
 def usable(module: str, qualname: str, signature: str, summary: str) -> Function | None:
-    """A function that a question can be asked on: a real sentence as its summary, a signature of moderate
-    length."""
+    """A function that a question can be asked on: a real sentence as its summary, a signature of moderate length."""
     arguments = _arguments(signature)
     summary = " ".join(summary.split())
     if arguments is None or not SUMMARY[0] <= len(summary) <= SUMMARY[1]:

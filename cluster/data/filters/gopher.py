@@ -133,8 +133,11 @@ class _Repeated(NamedTuple):
 
 
 class _Ngrams:
-    """Repetition of n-grams in a batch of documents. Only where an n-gram is repeated can a longer one be, so
-    each length looks at what the next shorter one left: the sorting is done once, on the shortest."""
+    """Repetition of n-grams in a batch of documents.
+
+    Only where an n-gram is repeated can a longer one be, so each length looks at what the next shorter one left: the
+    sorting is done once, on the shortest.
+    """
 
     def __init__(self, words: Words):
         self.words = words
@@ -164,7 +167,9 @@ class _Ngrams:
 
     def top_chars(self, n: int) -> NDArray[np.int64]:
         """(documents,) characters of the commonest n-gram, with the spaces between its words, times its count.
-        Of several that are as common the first counts. One that occurs once is no repetition and counts 0."""
+
+        Of several that are as common the first counts. One that occurs once is no repetition and counts 0.
+        """
         found = self.repeated(n)
         top = np.zeros(len(self.words.counts), np.int64)
         document = self.words.document[found.first]

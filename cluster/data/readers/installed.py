@@ -3,9 +3,9 @@
     installed://prose?packages=stdlib,torch,numpy&max_mb=20    documentation: docstrings, shipped documents
     installed://code?packages=stdlib,torch,numpy&max_mb=20     the modules' sources
 
-Packages are distributions (as pip names them) and `stdlib`; without `packages`, the standard library and what
-tokenmill itself depends on. Files are found through importlib.metadata and read as text: nothing is imported
-or executed. Tests, vendored copies, generated modules and tables of data are left out.
+Packages are distributions (as pip names them) and `stdlib`; without `packages`, the standard library and what tokenmill
+itself depends on. Files are found through importlib.metadata and read as text: nothing is imported or executed. Tests,
+vendored copies, generated modules and tables of data are left out.
 """
 
 from __future__ import annotations
@@ -142,8 +142,11 @@ def files(source: Installed) -> list[SourceFile]:
 
 
 def plan(url: str) -> list[dict[str, Any]]:
-    """Units of parallel work, as plain JSON for `read`. The size of a part's text is bounded by its `budget`:
-    the address's max_mb, shared out by source bytes, so that no part waits for another."""
+    """Units of parallel work, as plain JSON for `read`.
+
+    The size of a part's text is bounded by its `budget`: the address's max_mb, shared out by source bytes, so that no
+    part waits for another.
+    """
     source = parse(url)
     found = files(source)
     total = sum(f.size for f in found)

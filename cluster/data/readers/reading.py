@@ -2,9 +2,9 @@
 
     file → decompress (gzip, zstd) → lines → Record(text) | Record(reason)
 
-A record that can't become a document carries the reason why, and the rest of the file goes through. Memory
-stays flat: a chunk of ~1 MB and at most one record of `limit` bytes are held, whatever the length of the
-file or of a line. Errors of the machine (a disk, a network) are raised as they are: they are not the data's fault.
+A record that can't become a document carries the reason why, and the rest of the file goes through. Memory stays flat:
+a chunk of ~1 MB and at most one record of `limit` bytes are held, whatever the length of the file or of a line. Errors
+of the machine (a disk, a network) are raised as they are: they are not the data's fault.
 
 Formats: gzip RFC 1952 (several members), zstd RFC 8878 (several frames), JSON Lines, Apache Parquet.
 """

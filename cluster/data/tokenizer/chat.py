@@ -3,10 +3,9 @@
     <s> <|system|> content <|end|> <|user|> content <|end|> <|assistant|> content <|end|> <|user|> …
                                                                           ^^^^^^^^^^^^^^^ loss only here
 
-The role tokens are ids that no text can produce (tokenizer.py), so a message can't end its own turn or start
-another. Nothing, not even a space, stands between a role and its content: a prompt ends with <|assistant|>,
-and what the model writes until <|end|> is the message. The system message is optional; users and assistants
-take turns.
+The role tokens are ids that no text can produce (tokenizer.py), so a message can't end its own turn or start another.
+Nothing, not even a space, stands between a role and its content: a prompt ends with <|assistant|>, and what the model
+writes until <|end|> is the message. The system message is optional; users and assistants take turns.
 """
 
 from __future__ import annotations

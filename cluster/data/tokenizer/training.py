@@ -150,8 +150,7 @@ def _explained(message: str, config: TokenizerConfig, characters: int) -> Except
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The text in pieces of at most SENTENCE_CHARACTERS, cut after a newline or before a space where there is
-    one."""
+    """The text in pieces of at most SENTENCE_CHARACTERS, cut after a newline or before a space where there is one."""
     text = text.replace("\0", "")
     start = 0
     while start < len(text):
@@ -173,8 +172,7 @@ def training_sentences(texts: list[str], config: TokenizerConfig) -> list[str]:
 
 
 def rare_characters(texts: list[str], config: TokenizerConfig) -> str:
-    """Characters beyond `character_coverage`, or beyond half of the vocabulary, the least frequent first to
-    go.
+    """Characters beyond `character_coverage`, or beyond half of the vocabulary, the least frequent first to go.
 
     sentencepiece would rather refuse a vocabulary that can't hold the alphabet; with bytes to fall back on
     there is no need to.
