@@ -16,7 +16,7 @@ __all__ = ["Missing", "Stopped", "UserError", "did_you_mean", "named_by_a_person
 
 
 class Stopped(Exception):
-    """The work was asked to stop and did, with a checkpoint. The message says how to go on."""
+    """The work was asked to stop and did, with a checkpoint. The message says how to resume."""
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@
     data}
 
 A `Stage` is what can be done, a `Step` is one use of it in a run's graph. `run_step` finds the step's artifact or makes
-it; a step whose input is missing or damaged has that input made first, so a run always goes on from what is whole in
+it; a step whose input is missing or damaged has that input made first, so a run always resumes from what is whole in
 the store.
 """
 
@@ -86,7 +86,7 @@ class Stage:
         still_valid: whether an artifact found in the store still holds, for stages with an effect elsewhere.
         uses_ray: Ray is up when `run` is called.
         cost: what a step of it would cost on a machine, for --plan; None: what it took the last time.
-        told: what a config asks for, in a few words, for --plan.
+        gist: what a config asks for, in a few words, for --plan.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Stage:
     still_valid: Callable[[Artifact, Any], bool] | None = None
     uses_ray: bool = True
     cost: Callable[[Step, Machine], Cost] | None = None
-    told: Callable[[Any], str] = lambda config: ""
+    gist: Callable[[Any], str] = lambda config: ""
 
 
 @dataclass(frozen=True, eq=False)

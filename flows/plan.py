@@ -34,7 +34,7 @@ class Planned:
     reasons: list[str] = field(default_factory=list)
     last_seconds: float | None = None
     bytes: int = 0
-    told: str = ""  # what it would do
+    gist: str = ""  # what it would do
 
 
 def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
@@ -56,8 +56,8 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
         else:
             before = previous(step, artifacts)
             reasons = why(explain(step, before)) if before else ["never made in this store"]
-        told = step.stage.told(step.config)
-        planned.append(Planned(step.name, False, reasons, before.wall_seconds if before else None, told=told))
+        gist = step.stage.gist(step.config)
+        planned.append(Planned(step.name, False, reasons, before.wall_seconds if before else None, gist=gist))
     return planned
 
 
@@ -93,7 +93,7 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
         about = "" if seconds is None else f"~{duration(seconds)}"
         more = len(step.reasons) - MAX_REASONS
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
-        table.add_row(step.name, "runs", about, escape(step.told), escape(why))
+        table.add_row(step.name, "runs", about, escape(step.gist), escape(why))
     put(table, console)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""

@@ -1,4 +1,4 @@
-"""One run of the line: its recipe, its steps, what is found in the store, and who is told of each step.
+"""One run of the line: its recipe, its steps, what is found in the store, and who hears of each step.
 
     Run.open(recipe) ─▶ run.found: what is there          nothing is started yet
     run.start()                                           starts side by side what the missing steps need

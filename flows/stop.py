@@ -20,7 +20,7 @@ class StopFlag:
     """Callable: True once SIGINT or SIGTERM came. `exit_code` is the shell's for that signal.
 
     Args:
-        asked: told once, at the first signal (from a signal handler: only light work).
+        asked: called once, at the first signal (from a signal handler: only light work).
     """
 
     def __init__(self, asked: Callable[[], None] = lambda: None):

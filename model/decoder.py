@@ -87,7 +87,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, State | None]:
         """Hidden states (B, T, D) after the last norm, ready for `logits`.
 
-        segments: documents of packed rows; None: each row is one document (which goes on from `state`, if
+        segments: documents of packed rows; None: each row is one document (which continues `state`, if
         given).
             With a state, `segments.lengths_B` says how many of each row's T tokens are real (right padding).
         state: is updated in place, and returned with its lengths moved on.

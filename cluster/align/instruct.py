@@ -21,7 +21,7 @@ from cluster.train.cost import training_cost
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import batch_for, numbers, objective_for, run_trainer
-from cluster.train.summary import TrainingSummary, told
+from cluster.train.summary import TrainingSummary, gist
 from cluster.train.worker import StoppedAt, Worker
 from model.objective import OBJECTIVES
 from model.train_config import TrainConfig
@@ -115,5 +115,5 @@ STAGE = Stage(
     summary=InstructSummary,
     external=external,
     cost=training_cost,
-    told=told,
+    gist=gist,
 )

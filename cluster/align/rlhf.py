@@ -63,7 +63,7 @@ class RlhfSummary(TrainingSummary):
         ]
 
 
-def told(config: RlhfConfig) -> str:
+def gist(config: RlhfConfig) -> str:
     return f"{config.method}, {config.train.steps} steps"
 
 
@@ -144,4 +144,4 @@ def one_in_ten(item: dict) -> bool:
     return one_in(10, asked(item), "heldout")
 
 
-STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, told=told)
+STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, gist=gist)

@@ -282,9 +282,9 @@ class _Tally:
         )
 
 
-def told(config: FilterConfig) -> str:
+def gist(config: FilterConfig) -> str:
     chosen = config.rules.values() if isinstance(config.rules, Mapping) else [config.rules]
     return ", ".join(sorted({name for names in chosen for name in names}))
 
 
-STAGE = Stage("filter", "documents", 1, FilterConfig, run, FilterSummary, told=told)
+STAGE = Stage("filter", "documents", 1, FilterConfig, run, FilterSummary, gist=gist)

@@ -26,7 +26,7 @@ from cluster.registry.client_reader import condition_of
 from cluster.registry.reader import IS_PROMPT, Record, Unsure
 
 API = "/api/2.0/mlflow/"
-SECONDS = 5.0  # for one answer; the client then waits as long as it is told to
+SECONDS = 5.0  # for one answer; the client then waits as long as it is set to
 # What is set under these names changes how the client asks; only the second line is understood here.
 SETTINGS = ("MLFLOW_TRACKING_", "MLFLOW_WORKSPACE", "MLFLOW_ENABLE_WORKSPACES")
 UNDERSTOOD = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")

@@ -40,7 +40,7 @@ def lease(
 
     Args:
         step: its name, for those who wait.
-        say: is told for whom this waits, once and then now and then.
+        say: hears for whom this waits, once and then now and then.
     Raises:
         Stopped: `stopping` turned true while this waited.
     """

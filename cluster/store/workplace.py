@@ -2,7 +2,7 @@
 
 On a local store it is STORE/work/FINGERPRINT/out-PID-NONCE, so that publishing is a rename; for S3 it is in
 this machine's temporary folder. A lock file beside it is held by the owner: the kernel lets go of it however
-the process ends, so a dead owner is told from a live one on every machine and in every container that shares
+the process ends, so a dead owner is known from a live one on every machine and in every container that shares
 the folder.
 """
 

@@ -1,4 +1,4 @@
-"""The outbox: what is to be told to MLflow lies in files first, and is delivered from there, once, in batches.
+"""The outbox: what MLflow is to hear lies in files first, and is delivered from there, once, in batches.
 
     STATE/LINE/line.json            where it goes: URI, experiment
     STATE/LINE/00-line.jsonl        one file a run, events of the driver: open, params, …, close
@@ -9,7 +9,7 @@
     STATE/LINE/lock                 held by the process that writes; free when it is dead
 
 Whoever holds the lock delivers: the line's own process while it lives, the next run of the line after that. Nothing
-is lost when MLflow is away or the process is killed, and nothing is told twice: a step that a metric has passed is
+is lost when MLflow is away or the process is killed, and nothing is sent twice: a step that a metric has passed is
 not sent again (a restarted worker repeats steps), a point sent again after a lost answer has the same time and value,
 which MLflow's database takes as one, and files are overwritten by what they were.
 """
@@ -295,7 +295,7 @@ class Delivery:
     # -- MLflow's answers ------------------------------------------------------------------------------------
 
     def _send(self, key: str, position: Position, metrics: list, params: list, tags: list) -> None:
-        """One log_batch. Where MLflow refuses one entry for good, the others are still told."""
+        """One log_batch. Where MLflow refuses one entry for good, the others are still sent."""
         entries = [("metric", m) for m in metrics] + [("param", p) for p in params] + [("tag", t) for t in tags]
         error = self._ask(lambda: self.client.log_batch(position.run_id, metrics, params, tags))
         if error is None:

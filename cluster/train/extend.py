@@ -18,7 +18,7 @@ from cluster.train.cost import training_cost
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import train_on_text
-from cluster.train.summary import TrainingSummary, told
+from cluster.train.summary import TrainingSummary, gist
 from cluster.train.worker import StoppedAt, Worker
 from model.config import ModelConfig
 from model.part_configs import RopeScaling
@@ -87,4 +87,4 @@ def extend_worker(worker: Worker, given: Extension) -> dict | StoppedAt:
     return train_on_text(worker, model, given.tokens.path(), config.train, config.seed, config.weights)
 
 
-STAGE = Stage("extend", "model", 1, ExtendConfig, run_extend, TrainingSummary, cost=training_cost, told=told)
+STAGE = Stage("extend", "model", 1, ExtendConfig, run_extend, TrainingSummary, cost=training_cost, gist=gist)

@@ -16,7 +16,7 @@ from cluster.train.cost import training_cost
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import train_on_text
-from cluster.train.summary import TrainingSummary, told
+from cluster.train.summary import TrainingSummary, gist
 from cluster.train.worker import StoppedAt, Worker
 from model.config import ModelConfig
 from model.train_config import TrainConfig
@@ -61,4 +61,4 @@ def pretrain_worker(worker: Worker, given: Pretraining) -> dict | StoppedAt:
     return train_on_text(worker, model, given.tokens.path(), config.train, config.seed, config.weights)
 
 
-STAGE = Stage("pretrain", "model", 1, PretrainConfig, run_pretrain, TrainingSummary, cost=training_cost, told=told)
+STAGE = Stage("pretrain", "model", 1, PretrainConfig, run_pretrain, TrainingSummary, cost=training_cost, gist=gist)

@@ -47,7 +47,7 @@ class TrainingSummary(Summary):
         return [Text(self.words()), *how, *([Curve("loss", "step", "loss", points)] if points else [])]
 
 
-def told(config: Any) -> str:
+def gist(config: Any) -> str:
     """What a training's config asks for."""
     mixers = [" and ".join(dict.fromkeys(config.model.layer_mixers))] if hasattr(config, "model") else []
     return ", ".join([*mixers, config.train.objective, f"{count(config.train.steps)} steps"])

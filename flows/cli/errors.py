@@ -60,7 +60,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def shown() -> Iterator[None]:
     """For a command's first part: what the person gave wrongly ends it with code 2."""
     try:
         yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import UserError
-from flows.cli.errors import is_a_bug, paragraph, report_it, told
+from flows.cli.errors import is_a_bug, paragraph, report_it, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Run a recipe: text to a registered model. What is there already is not made again.
 
-    Ctrl-C stops at the next step with a checkpoint; the same command goes on from there.
+    Ctrl-C stops at the next step with a checkpoint; the same command resumes from there.
     """
     overrides = overrides_of(set_, store)
     if plan:
@@ -41,7 +41,7 @@ def run(
     from flows.quiet import log_path, quiet
     from flows.recipe_read import read_recipe
 
-    with told():
+    with shown():
         read = read_recipe(recipe, overrides)
         path = log_path(read.store.url, read.name)
     with quiet(path) as console:
@@ -65,10 +65,10 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     from flows.quiet import PLAIN_WIDTH
     from flows.recipe_read import read_recipe
 
-    with told():
+    with shown():
         read = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(read), until)
-        locate(read.store.url, read.tracking.uri)  # a wrong one is told now, too
+        locate(read.store.url, read.tracking.uri)  # a wrong one is an error now, too
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = PLAIN_WIDTH
@@ -134,7 +134,7 @@ def stopped(run: Run, state: Any) -> int:
 
     console = run.screen.console
     console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
-    console.print(f"To go on from there, the same command:\n  {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"To resume from there, the same command:\n  {command(run)}", markup=False, soft_wrap=True)
     return run.stop.exit_code
 
 

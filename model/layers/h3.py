@@ -7,7 +7,7 @@ SSM_shift is a convolution over the latest `shift` inputs; SSM_diag has one real
     h_t = lambda h_{t-1} + u_t,   y_t = c^T h_t + D u_t,      lambda = exp(dt A),  c = C (lambda - 1) / A
 
 which is zero-order hold with B = 1, and A_n = -(n + 1) at first (S4D-Real; Gu et al. 2022, arXiv 2206.11893). The paper
-convolves by FFT. That lets the rounding of later tokens into earlier ones and has no state to go on from, so here y is
+convolves by FFT. That lets the rounding of later tokens into earlier ones and has no state to continue, so here y is
 made in chunks of L tokens, linear in T and exactly causal: K(i - j) = c^T lambda^(i-j) as an L x L product within a
 chunk, and the recurrence, L tokens a step, from chunk to chunk.
 

@@ -78,7 +78,7 @@ def test_the_module_is_the_command() -> None:
     assert shown.returncode == 0 and "tokenmill" in shown.stdout
 
 
-# --- run: what is wrong is told before anything starts ---------------------------------------------------------------
+# --- run: what is wrong is shown before anything starts --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
