@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.checkpoint import load_model
+from model.generate.decoding import Decoding
 from model.objectives.logprobs import sequence_logprobs
 from model.train_config import TrainConfig
 
@@ -62,6 +64,19 @@ def test_sampled_log_probabilities_are_the_policys_own(folder: Path) -> None:
     assert torch.allclose(again, batch.old_BT, atol=1e-4)
     assert torch.allclose(batch.reference_BT, batch.old_BT, atol=1e-4)  # it begins as the reference
     assert batch.mask_BT.any(1).all() and not batch.mask_BT[:, 0].any()
+
+
+def test_answers_are_drawn_from_the_policy_s_own_distribution_and_end_at_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.align import rollout
+
+    learner, drawn, generate = rollouts(folder, config()), [], rollout.generate
+    monkeypatch.setattr(rollout, "generate", lambda *given, **k: drawn.append(given[2]) or generate(*given, **k))
+    learner.batch(0)
+    learner.score()
+    own = Decoding(max_new_tokens=6, stops=(learner.tokenizer.end_id,))
+    assert drawn == [own, replace(own, temperature=0.0), own]
 
 
 def test_an_answer_that_is_cut_off_has_no_reward(folder: Path) -> None:

@@ -17,6 +17,7 @@ from cluster.evaluate.tasks import sample, score_answers, score_choices
 from model.checkpoint import load_model
 from model.generate.decoding import Decoding
 from model.generate.engine import Completion
+from model.objectives import logprobs
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +53,25 @@ def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     assert asked == [Decoding(temperature=0.0, stops=ends)] * 2
 
 
-def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(folder: Path, tmp_path: Path) -> None:
+def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = load_model(folder), Tokenizer(folder)
-    prompt = "The lazy dog jumps. " * 30
-    rates = {}
-    for choice in ("five", "a dog that jumps"):
-        own = tokenizer.encode(choice)
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt), *own][-96:]
-        with torch.no_grad():
-            logp = model.logits(model(torch.tensor([ids]))[0])[0].log_softmax(-1)
-        total = sum(float(logp[i - 1, ids[i]]) for i in range(96 - len(own), 96))
-        rates[choice] = total / len(choice.encode())
-    choices = sorted(rates, key=rates.__getitem__)  # the best is not the first, which a tie would take
+    prompt, choices, scored = "The lazy dog jumps. " * 30, ["five", "a dog that jumps"], []
+    sequence_logprobs = logprobs.sequence_logprobs
+
+    def spy(decoder: Any, tokens_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        scored.extend(zip(tokens_BT, mask_BT, strict=True))
+        return sequence_logprobs(decoder, tokens_BT, mask_BT)
+
+    monkeypatch.setattr(logprobs, "sequence_logprobs", spy)
     path = tmp_path / "items.jsonl"
-    path.write_text("".join(json.dumps({"prompt": prompt, "choices": choices, "answer": a}) + "\n" for a in (0, 1)))
-    task = TaskConfig(name="t", kind="choice", data=str(path))
-    assert score_choices(model, tokenizer, task, EvaluateConfig()) == [0.0, 1.0]
+    path.write_text(json.dumps({"prompt": prompt, "choices": choices, "answer": 0}))
+    score_choices(model, tokenizer, TaskConfig(name="t", kind="choice", data=str(path)), EvaluateConfig())
+    before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    for (tokens, mask), choice in zip(scored, choices, strict=True):
+        own = tokenizer.encode(choice)
+        assert tokens.tolist() == [*before, *own][-96:] and tokens[mask].tolist() == own
 
 
 def test_the_end_of_an_answer_counts_among_its_tokens(tmp_path: Path) -> None:
