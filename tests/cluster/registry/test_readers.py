@@ -150,6 +150,7 @@ def place(tmp_path) -> Place:
     [
         "UPDATE alembic_version SET version_num = 'ffffffffffff'",
         "INSERT INTO alembic_version VALUES ('ffffffffffff')",
+        "DELETE FROM alembic_version",
         "INSERT INTO registered_models (name, workspace) VALUES ('x', 'theirs')",
         "DROP TABLE registered_models",
     ],

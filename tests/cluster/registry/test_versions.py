@@ -30,6 +30,7 @@ def test_of_two_versions_of_one_fingerprint_the_first_is_found(place):
     for _ in range(3):
         client.create_model_version("m", "s3://bucket/x", tags={"tokenmill.fingerprint": "f"})
     client.update_model_version("m", "2", "the last to change")
+    assert [v.version for v in Registry(place).versions("m")] == [3, 2, 1]  # newest first
     assert Registry(place).find("m", "f").version == 1
     assert Registry(place).find("m", "other") is None
     assert Registry(place).find("never", "f") is None
