@@ -1,7 +1,7 @@
 """Stage `corpus`: the recipe's [[sources]] become documents with id, source and text.
 
-    sources ── Ray: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
-                                         └─▶ quarantine.jsonl            (source, where, reason, excerpt)
+    sources ── Ray Data: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
+                                              └─▶ quarantine.jsonl            (source, where, reason, excerpt)
 
 What can't become a document (broken UTF-8, a line beyond all measure, a truncated archive, …) is counted and
 quarantined by its reason, and the rest goes through: see readers/reading.py. Documents come out in the order of the

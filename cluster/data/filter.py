@@ -1,6 +1,6 @@
 """Stage `filter`: documents worth learning from, each once.
 
-    corpus ══ Ray: normalise → quality rules → hash, MinHash ══▶ candidates (driver's disk, in order)
+    corpus ══ Ray Data: normalise → quality rules → hash, MinHash ══▶ candidates (driver's disk, in order)
            ── driver: group equal hashes and bands, smallest id stays ──▶ documents-00000.parquet …
                                                                      └─▶ removed.parquet (id, source, reason, detail)
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.data.filters.normalise import Normalisation
 from cluster.data.filters.registry import AnyThresholds, RuleName, Thresholds, filters, judge
 from cluster.data.shards import RowGroup, ShardWriter, read_documents, read_group, row_groups
-from cluster.data.streaming import ordered, stop_check
+from cluster.data.streaming import stop_check, stream
 from cluster.data.summaries import FilterSummary
 from cluster.errors import UserError, did_you_mean
 from cluster.stage import Stage
@@ -118,18 +118,18 @@ def _judge_all(workspace: Workspace, corpus: Artifact, folder: Path, tally: _Tal
     """Stream all documents through the workers; those that pass are written to `folder`, in order."""
     config: FilterConfig = workspace.config
     groups = [group for group in row_groups(corpus.path()) if group.rows]
-    total, done = sum(group.bytes for group in groups), 0
+    total = sum(group.rows for group in groups)
     fingers, writer = _Fingers(), ShardWriter(folder)
     # The filters themselves go to the workers, so that one that only this process knows works there too.
     chosen = {
         source: filters(by_source(config.rules, source, ("gopher",)), config.thresholds)
         for source in (*corpus.summary.get("sources", {}), ALL)
     }
-    judged = ordered(judge_group, groups, corpus, config.normalise, chosen, config.dedup, check=stop_check(workspace))
-    for group, table in zip(groups, judged, strict=True):
+    for table in stream(
+        judge_group, groups, corpus, config.normalise, chosen, config.dedup, check=stop_check(workspace)
+    ):
         writer.write(fingers.take(tally.drop_judged(table)))
-        done += group.bytes
-        workspace.progress(done, total, f"{writer.documents:,} of {tally.seen:,} documents pass")
+        workspace.progress(tally.seen, total, f"{writer.documents:,} of {tally.seen:,} documents pass")
     writer.close()
     return fingers
 
@@ -140,10 +140,10 @@ def judge_group(
     normalisation: Normalisation | dict[str, Normalisation],
     chosen: dict[str, list[Filter[Any]]],
     dedup: DedupConfig,
-) -> pa.Table:
+) -> Iterator[pa.Table]:
     """What a worker does with a row group: normalise, judge by the source's filters, and hash what passes.
 
-    Returns (id, source, text, reason, detail, digest, bands), a row for each document.
+    Yields (id, source, text, reason, detail, digest, bands), a row for each document.
     """
     import numpy as np
     import pyarrow as pa
@@ -170,7 +170,7 @@ def judge_group(
         kept = np.array([reason is None for reason in reasons])
         bands[kept] = minhash.band_keys(minhash.signatures(passing))
     hashes = [digest(t) if r is None else bytes(16) for t, r in zip(texts, reasons, strict=True)]
-    return pa.table(
+    yield pa.table(
         {
             "id": documents.column("id"),
             "source": documents.column("source"),

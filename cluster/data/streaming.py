@@ -2,33 +2,43 @@
 
     [unit, unit, …] ── task(unit, *shared) → results ──▶ results in the order of the units
 
-    stream    a unit gives any number of results, which come while it still runs: it may be larger than memory
-    ordered   a unit gives one result
-    gather    calls of any kind, each result as soon as it is there
+    stream    Ray Data   a unit gives any number of results, which come while it still runs: it may be larger than memory
+    ordered   Ray Data   a unit gives one result
+              Ray tasks  … where the result is to stay in the object store, or a stop is to end the worker
+    gather    Ray tasks  calls of any kind, each result as soon as it is there
 
-The order never depends on how many workers there are. A window of tasks is in flight, and a task waits once a few
-of its results lie unread, so memory is bounded whatever the corpus. Every wait looks whether the run is to stop;
-a task whose worker died runs again; what is left when the caller has enough is cancelled.
+Ray Data bounds what is in flight, whatever the corpus: a task waits once what it has given lies unread. Its results are
+blocks of rows, so tables are streamed as they are and all else as pickled rows. It has no references to results, no
+results out of order, and no way to end native code: these are tasks of their own.
+
+The order never depends on how many workers there are. Every wait looks whether the run is to stop; a task whose worker
+died runs again; what is left when the caller has enough is cancelled.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cluster.errors import Stopped, UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from cluster.stage import Workspace
 
 Result = TypeVar("Result")
 Check = Callable[[], None]
 
-UNREAD = 4  # results of one task that lie in Ray's object store before the task waits
+BLOCK_BYTES = 8 << 20  # tables of one unit are joined or cut to about this
 RETRIES = 3  # of a task whose worker or node died; an error that it raises is not tried again
 PATIENCE = 0.5  # seconds between two looks at whether the run is to stop
+PICKLED = "pickled result"  # the column of results that are no tables
 
 
 def stop_check(ws: Workspace) -> Check:
@@ -47,84 +57,137 @@ def stream(
     *shared: Any,
     check: Check | None = None,
     window: int | None = None,
-    fetch: bool = True,
-    kill: bool = False,
 ) -> Iterator[Result]:
-    """All that `task(unit, *shared)` yields on Ray, unit after unit.
+    """All that `task(unit, *shared)` yields, by Ray Data, unit after unit.
 
     Args:
-        task: a generator function that workers can import.
+        task: a generator function that workers can import. It yields either pyarrow tables of one schema, whose rows
+            come in blocks of about BLOCK_BYTES and of one unit each, or anything else that can be pickled, as it is.
         shared: further arguments, put into the object store once.
-        check: called while results are waited for and after each; what it raises ends the work.
-        window: units in flight at most; default: two for each CPU of the cluster.
-        fetch: False gives references (see `unwrap`) to results, which stay where they are in the object store.
-        kill: end the worker of a task that is cancelled, for native code that doesn't listen to Python.
+        check: called while results are waited for and after each, from any thread; what it raises ends the work.
+        window: units in flight at most; default: what the cluster has CPUs and memory for.
     Raises:
         UserError: a task's, with its own words.
         Exception: any other that a task raised, of its own type, caused by the worker's traceback.
     """
     import ray
+    import ray.cloudpickle
+    import ray.data
 
-    window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "num_returns": "streaming"}
-    options["_generator_backpressure_num_objects"] = UNREAD
-    remote: Any = ray.remote(**options)(task)
-    references = [ray.put(value) for value in shared]
-    in_flight: deque[_Running] = deque()
-    remaining = iter(units)
-    try:
-        while True:
-            while len(in_flight) < window and (unit := next(remaining, _END)) is not _END:
-                in_flight.append(_Running(remote.remote(unit, *references)))
-            if not in_flight:
-                return
-            first = in_flight[0]
-            while not first.ready(PATIENCE):
+    rows = [{"unit": ray.cloudpickle.dumps(unit)} for unit in units]
+    if not rows:
+        return
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, not also printed
+    items = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context: Any = items.context  # this dataset's copy of the process's settings
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # `_Failed`, not one of Ray Data's around it
+    watch = _Watch(check)
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, watch]
+    blocks: Any = items.map_batches(
+        _Work(task, [ray.put(value) for value in shared]),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.TaskPoolStrategy(size=window),
+        num_cpus=1,
+        max_retries=RETRIES,
+    ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    with closing(iter(blocks)) as tables:  # closed: what still runs is cancelled
+        while (table := _next(tables, watch)) is not None:
+            for result in _results(table):
+                yield result
                 if check:
                     check()
-                # The first may wait for a CPU (its worker died) that another holds, waiting to be read.
-                for other in list(in_flight)[1:]:
-                    other.take()
-            if (reference := first.next()) is None:
-                in_flight.popleft()
-                continue
-            yield unwrap(reference) if fetch else reference
-            if check:
-                check()
-    finally:
-        for running in in_flight:
-            ray.cancel(running.results, force=kill)
 
 
-_END = object()
+def _next(tables: Iterator[pa.Table], watch: _Watch) -> pa.Table | None:
+    """The next block; what went wrong is raised as it was raised in the worker, or by the check."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return next(tables, None)
+    except RayTaskError as error:
+        error.__cause__ = None  # Ray Data's advice to report a bug in it
+        _raise(error)
+    except Exception:
+        if watch.raised:
+            raise watch.raised from None
+        raise
 
 
-class _Running:
-    """A task and those of its results that were taken out of its way; they lie in Ray's object store or on disk."""
+def _results(table: pa.Table) -> Iterator[Any]:
+    if table.column_names == [PICKLED]:
+        for value in table.column(PICKLED):
+            yield pickle.loads(value.as_buffer())
+    elif table.num_rows:
+        yield table
 
-    def __init__(self, results: Any):
-        self.results, self.taken, self.ended = results, deque[Any](), False
 
-    def ready(self, seconds: float) -> bool:
-        """Whether the next result, or the end, is there within so long."""
+class _Work:
+    """What a task of Ray Data does with its unit."""
+
+    def __init__(self, task: Callable[..., Iterator[Any]], references: list[Any]):
+        self.task, self.references = task, references
+        self.__name__ = task.__name__  # on Ray's dashboard
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        import pyarrow as pa
         import ray
+        import ray.cloudpickle
 
-        return bool(self.taken) or self.ended or bool(ray.wait([self.results], timeout=seconds)[0])
+        try:
+            for unit in batch.column("unit").to_pylist():
+                for result in self.task(pickle.loads(unit), *ray.get(self.references)):
+                    if not isinstance(result, pa.Table):
+                        result = pa.table({PICKLED: pa.array([ray.cloudpickle.dumps(result)], pa.large_binary())})
+                    yield result
+        except Exception as error:
+            raise _Failed(error) from error
 
-    def next(self) -> Any | None:
-        """A reference to the next result; None at the end."""
-        return self.taken.popleft() if self.taken else None if self.ended else next(self.results, None)
 
-    def take(self) -> None:
-        """Take one result that lies unread, so that the task may go on to its end."""
-        import ray
+class _Failed(Exception):
+    """Carries a task's error, to which Ray Data would add advice."""
 
-        if not self.ended and ray.wait([self.results], timeout=0, fetch_local=False)[0]:
-            reference = next(self.results, None)
-            if reference is None:
-                self.ended = True
-            else:
-                self.taken.append(reference)
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Failed, (self.error,)
+
+    def __str__(self) -> str:
+        return ""
+
+
+class _Watch:
+    """Looks in Ray Data's scheduling loop whether the run is to stop: several times a second, results or none.
+
+    It is what Ray Data calls an execution callback, and its class: called, it gives itself.
+    """
+
+    def __init__(self, check: Check | None = None):
+        self.check, self.raised = check, None
+
+    def __call__(self) -> _Watch:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Watch, ()  # the settings go to the workers, the check stays here
+
+    def on_execution_step(self, executor: Any) -> None:
+        if self.check:
+            try:
+                self.check()
+            except BaseException as error:
+                self.raised: BaseException | None = error
+                raise
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
 def ordered(
@@ -136,13 +199,61 @@ def ordered(
     fetch: bool = True,
     kill: bool = False,
 ) -> Iterator[Result]:
-    """`task(unit, *shared)` for every unit on Ray, results in the order of the units; see `stream`."""
+    """`task(unit, *shared)` for every unit, results in the order of the units; see `stream`.
+
+    Args:
+        fetch: False gives references (see `unwrap`) to results, which stay where they are in the object store.
+        kill: end the worker of a task that is cancelled, for native code that doesn't listen to Python.
+    """
+    if not fetch or kill:
+        yield from _tasks(task, units, shared, check, window, fetch, kill)
+        return
 
     @functools.wraps(task)  # the task's name on Ray's dashboard
-    def one(*arguments: Any) -> Iterator[Result]:
-        yield task(*arguments)
+    def one(*arguments: Any) -> Iterator[tuple[Result]]:
+        yield (task(*arguments),)  # no table, so that it comes in one piece
 
-    return stream(one, units, *shared, check=check, window=window, fetch=fetch, kill=kill)
+    with closing(stream(one, units, *shared, check=check, window=window)) as results:  # type: ignore[type-var]
+        for (result,) in results:
+            yield result
+
+
+def _tasks(
+    task: Callable[..., Any],
+    units: Iterable[Any],
+    shared: tuple[Any, ...],
+    check: Check | None,
+    window: int | None,
+    fetch: bool,
+    kill: bool,
+) -> Iterator[Any]:
+    """`ordered` on tasks of its own, two for each CPU of the cluster at a time."""
+    import ray
+
+    window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    remote: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(task)
+    references = [ray.put(value) for value in shared]
+    in_flight: deque[Any] = deque()
+    remaining = iter(units)
+    try:
+        while True:
+            while len(in_flight) < window and (unit := next(remaining, _END)) is not _END:
+                in_flight.append(remote.remote(unit, *references))
+            if not in_flight:
+                return
+            while not ray.wait([in_flight[0]], timeout=PATIENCE, fetch_local=fetch)[0]:
+                if check:
+                    check()
+            reference = in_flight.popleft()
+            yield unwrap(reference) if fetch else reference
+            if check:
+                check()
+    finally:
+        for reference in in_flight:
+            ray.cancel(reference, force=kill)
+
+
+_END = object()
 
 
 def gather(
@@ -180,9 +291,16 @@ def unwrap(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, Exception) and not isinstance(cause, RayTaskError):
-            raise cause from error
-        raise
+        _raise(error)
+
+
+def _raise(error: Any) -> NoReturn:
+    """Raise what a task raised, given what Ray makes of it."""
+    from ray.exceptions import RayTaskError
+
+    cause = error.cause.error if isinstance(error.cause, _Failed) else error.cause
+    if isinstance(cause, UserError):
+        raise cause from None
+    if isinstance(cause, Exception) and not isinstance(cause, RayTaskError):
+        raise cause from error
+    raise error

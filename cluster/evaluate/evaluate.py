@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 from cluster.data.examples import examples
-from cluster.data.streaming import unwrap
+from cluster.data.streaming import gather, stop_check
 from cluster.evaluate.bits import bpb_figure, score_source, summarise
 from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.summary import EvaluationSummary
@@ -27,8 +27,6 @@ def external(config: EvaluateConfig) -> dict[str, str]:
 
 def run_evaluate(ws: Workspace) -> EvaluationSummary:
     """Writes metrics.json (flat) and samples.json; the summary is the flat metrics."""
-    import ray
-
     config: EvaluateConfig = ws.config
     model, tokens = ws.inputs["model"], ws.inputs["tokens"]
     sources = sorted(json.loads((tokens.path() / "index.json").read_text())["sources"])
@@ -36,23 +34,19 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     parts += [("task", score_task, (model, task, config)) for task in config.tasks]
     parts += [("samples", sample, (model, config))]
 
-    remote = {f: ray.remote(num_cpus=1, max_retries=2)(f) for f in (score_source, score_task, sample)}
-    pending = {remote[f].remote(*args): kind for kind, f, args in parts}
     metrics: dict[str, float] = {}
     scores: list[dict] = []
     samples: list[dict] = []
-    total = len(pending)
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=0.5)
-        for ref in done:
-            kind, result = pending.pop(ref), unwrap(ref)
-            if kind == "bpb":
-                scores.append(result)
-            elif kind == "task":
-                metrics |= result
-            else:
-                samples = result
-        ws.progress(total - len(pending), total, "")
+    calls = [(function, arguments) for _, function, arguments in parts]
+    for done, (number, result) in enumerate(gather(calls, check=stop_check(ws)), start=1):
+        kind = parts[number][0]
+        if kind == "bpb":
+            scores.append(result)
+        elif kind == "task":
+            metrics |= result
+        else:
+            samples = result
+        ws.progress(done, len(parts), "")
     metrics |= summarise(scores)
     (ws.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     (ws.out / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cluster.data import filter as stage
 from cluster.data import shards
 from cluster.data.filter import FilterConfig
-from cluster.data.streaming import ordered
+from cluster.data.streaming import stream
 from cluster.errors import Stopped
 from cluster.stage import Step, identity, run_step
 
@@ -97,7 +97,7 @@ def test_every_document_is_kept_or_removed_with_its_reason(ray_local, folder, gi
 def test_the_result_does_not_depend_on_workers_or_on_how_the_work_is_divided(ray_local, folder, given, monkeypatch):
     made = [run_filter(folder / "store0", given, **CONFIG)]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "ordered", partial(ordered, window=1))
+        patch.setattr(stage, "stream", partial(stream, window=1))
         made.append(run_filter(folder / "store1", given, **CONFIG))
     assert content(made[0]) == content(made[1])
     monkeypatch.setattr(shards, "GROUP_BYTES", 3000)  # many row groups, so many tasks

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from ray.data import DataContext
 
-from cluster.data.streaming import UNREAD, gather, ordered, stream
+from cluster.data.streaming import PATIENCE, gather, ordered, stream, unwrap
 from cluster.errors import Stopped, UserError
 
 
@@ -17,7 +20,7 @@ def tasks():
     """Local functions, which travel to the workers by value: they can't import this module."""
 
     def read(part):
-        """`count` tables for part `part`; a beat is left in a file."""
+        """`count` tables for part `part`, each with `fill` bytes; a beat is left in a file."""
         for number in range(part["count"]):
             time.sleep(part.get("sleep", 0.0))
             if "beat" in part:
@@ -28,7 +31,8 @@ def tasks():
                 Path(part["grave"]).write_text("")
                 time.sleep(0.5)  # the others' turn: they fill up what may lie unread
                 os._exit(1)
-            yield pa.table({"part": [part["part"]] * 3, "number": [number] * 3})
+            fill = ["x" * part.get("fill", 0)]
+            yield pa.table({"part": [part["part"]], "number": [number], "fill": fill})
 
     def double(unit, factor, folder):
         if folder:
@@ -54,7 +58,7 @@ read, double, wrong, sleep = tasks()
 
 
 def places(tables):
-    return [tuple(row.values()) for table in tables for row in table.slice(0, 1).to_pylist()]
+    return [tuple(row.values()) for table in tables for row in table.select(["part", "number"]).to_pylist()]
 
 
 def test_results_come_in_the_order_of_the_units_whichever_is_ready_first(ray_local):
@@ -62,30 +66,49 @@ def test_results_come_in_the_order_of_the_units_whichever_is_ready_first(ray_loc
     assert places(stream(read, parts)) == [(p, n) for p in range(8) for n in range(5)]
     assert list(ordered(double, range(20), 3, "")) == [3 * i for i in range(20)]
     assert list(ordered(double, range(20), 3, "", window=1)) == [3 * i for i in range(20)]
+    assert list(ordered(double, range(20), 3, "", fetch=True, kill=True)) == [3 * i for i in range(20)]
+    assert [unwrap(reference) for reference in ordered(double, range(9), 3, "", fetch=False)] == [*range(0, 27, 3)]
     assert list(stream(read, [])) == list(ordered(double, [], 3, "")) == list(gather([])) == []
+
+
+def test_results_are_what_the_task_gave_whatever_their_kind_and_size(ray_local):
+    def various(unit, shared):
+        yield from (unit, None, shared["a"], np.arange(3_000_000), "x" * unit)
+
+    found = list(stream(various, [1, 2], {"a": [b"b"]}))
+    assert [type(one) for one in found] == [int, type(None), list, np.ndarray, str] * 2
+    assert found[5] == 2 and found[2] == [b"b"] and found[8].sum() == np.arange(3_000_000).sum() and found[9] == "xx"
+    [table] = ordered(lambda unit: pa.table({"text": ["x" * 1000] * unit}), [30_000])
+    assert table.num_rows == 30_000, "a table that is one result stays one"
 
 
 def test_results_arrive_while_their_unit_still_runs_and_wait_where_nobody_reads(ray_local, tmp_path):
     beat = tmp_path / "beat"
-    tables = stream(read, [{"part": 0, "count": 200, "beat": str(beat)}])
+    tables = stream(read, [{"part": 0, "count": 100, "fill": 3_000_000, "beat": str(beat)}])
     next(tables)
     time.sleep(1.0)
-    assert int(beat.read_text()) <= UNREAD + 2
-    assert len(list(tables)) == 199
+    assert int(beat.read_text()) < 60
+    assert len(places(tables)) > 90
 
 
-def test_no_more_units_are_in_flight_than_the_window_holds(ray_local, tmp_path):
-    results = ordered(double, range(50), 1, str(tmp_path), window=3)
-    next(results)
-    time.sleep(1.0)
-    assert len(list(tmp_path.iterdir())) <= 4
-    assert list(results) == list(range(1, 50))
+@pytest.mark.parametrize("kill", [False, True])
+def test_no_more_units_are_in_flight_than_the_window_holds(ray_local, tmp_path, kill):
+    def overlap(unit, folder):
+        mine = Path(folder) / str(unit)
+        mine.write_text("")
+        time.sleep(0.05)
+        together = len(list(Path(folder).iterdir()))
+        mine.unlink()
+        return together
+
+    assert set(ordered(overlap, range(10), str(tmp_path), window=1, kill=kill)) == {1}
 
 
-def test_work_ends_when_the_reader_has_enough(ray_local, tmp_path):
+@pytest.mark.parametrize("check", [None, lambda: None])
+def test_work_ends_when_the_reader_has_enough(ray_local, tmp_path, check):
     beat = tmp_path / "beat"
-    parts = [{"part": 0, "count": 600, "sleep": 0.02, "beat": str(beat)}]
-    tables = stream(read, parts)
+    parts = [{"part": 0, "count": 600, "sleep": 0.02, "fill": 3_000_000, "beat": str(beat)}]
+    tables = stream(read, parts, check=check)
     next(tables)
     tables.close()
     time.sleep(0.5)
@@ -94,11 +117,24 @@ def test_work_ends_when_the_reader_has_enough(ray_local, tmp_path):
     assert beat.read_text() == then
 
 
+def test_the_process_keeps_its_settings(ray_local):
+    before = DataContext.get_current().copy()
+    list(stream(read, [{"part": 0, "count": 1}]))
+    assert DataContext.get_current() == before
+
+
 def gathered(task, units, *shared, check=None):
     return gather([(task, (unit, *shared)) for unit in units], check=check)
 
 
-@pytest.mark.parametrize("run", [ordered, gathered])
+def tasks_alone(task, units, *shared, check=None):
+    return ordered(task, units, *shared, check=check, kill=True)
+
+
+RUNS = [ordered, tasks_alone, gathered]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_what_a_person_gave_is_said_in_its_own_words_and_all_else_keeps_its_traceback(ray_local, run):
     with pytest.raises(UserError) as told:
         list(run(wrong, range(3), UserError("no such file\nin two lines")))
@@ -106,36 +142,44 @@ def test_what_a_person_gave_is_said_in_its_own_words_and_all_else_keeps_its_trac
     assert told.value.__cause__ is None and told.value.__suppress_context__
     with pytest.raises(ConnectionError) as raised:
         list(run(wrong, range(3), ConnectionResetError(104, "reset")))
-    assert type(raised.value) is ConnectionResetError and raised.value.errno == 104
-    assert "in wrong" in str(raised.value.__cause__)
+    assert type(raised.value) is ConnectionResetError and raised.value.args == (104, "reset")
+    told = "".join(traceback.format_exception(raised.value))
+    assert "in wrong" in told and "retried_map_errors" not in told and "SystemException" not in told
 
 
-def test_a_task_that_fails_between_its_results_gives_those_before(ray_local):
+def test_a_unit_that_fails_leaves_those_before_it(ray_local):
     found = []
     with pytest.raises(ValueError, match="in two lines"):
         for table in stream(read, [{"part": i, "count": 3, "fail": 1 if i == 1 else None} for i in range(3)]):
             found += places([table])
-    assert found == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert found[:3] == [(0, 0), (0, 1), (0, 2)] and (1, 1) not in found
 
 
-@pytest.mark.parametrize("run", [ordered, gathered])
+@pytest.mark.parametrize("run", RUNS)
 def test_a_stop_is_seen_while_results_are_waited_for(ray_local, run):
-    begun = time.monotonic()
+    begun = last = time.monotonic()
+    gaps = []
 
     def check():
-        if time.monotonic() - begun > 0.3:
+        nonlocal last
+        gaps.append(time.monotonic() - last)
+        last = time.monotonic()
+        if last - begun > 2.0:
             raise Stopped("stopped")
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match=r"^stopped$") as stop:
         list(run(sleep, [20, 20], check=check))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 7
+    assert max(gaps[1:]) < 2 * PATIENCE
+    assert stop.value.__cause__ is None
     assert list(ordered(sleep, [0, 0])) == [0, 0], "the workers are free again"
+    assert time.monotonic() - begun < 10
 
 
 def test_a_unit_whose_worker_dies_is_read_again_although_others_wait_for_their_reader(ray_local, tmp_path):
-    """The others hold all CPUs and wait; unless what they have is taken, the first never runs again."""
-    first = {"part": 0, "count": 6, "die": 0, "grave": str(tmp_path / "grave")}
-    parts = [first, *({"part": i, "count": 9} for i in range(1, 5))]
+    """The others hold all CPUs and wait; what was read of the first is not read twice."""
+    first = {"part": 0, "count": 6, "fill": 3_000_000, "die": 5, "grave": str(tmp_path / "grave")}
+    parts = [first, *({"part": i, "count": 9, "fill": 3_000_000} for i in range(1, 5))]
     assert places(stream(read, parts)) == [(p, n) for p in range(5) for n in range(9 if p else 6)]
     assert (tmp_path / "grave").exists()
 
