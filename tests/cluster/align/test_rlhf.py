@@ -154,8 +154,8 @@ def test_no_answer_is_scored_with_a_seed_that_is_trained_on(folder: Path) -> Non
     seeds: list[int] = []
     answer = done(learner.tokenizer, "7", ends=True)
 
-    def answers(prompts: list[Any], sampling: Any, given: list[int]) -> list[Any]:
-        if sampling.temperature:
+    def answers(prompts: list[Any], temperature: float, given: list[int]) -> list[Any]:
+        if temperature:
             seeds.extend(given)
         return [answer] * len(prompts)
 
