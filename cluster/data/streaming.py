@@ -2,7 +2,7 @@
 
     [unit, unit, …] ── task(unit, *shared) → results ──▶ results in the order of the units
 
-    stream    Ray Data   a unit gives any number of results, which come while it still runs: it may be larger than memory
+    stream    Ray Data   a unit gives any number of results, which come while it runs: it may be larger than memory
     ordered   Ray Data   a unit gives one result
               Ray tasks  … where the result is to stay in the object store, or a stop is to end the worker
     gather    Ray tasks  calls of any kind, each result as soon as it is there
@@ -93,7 +93,7 @@ def stream(
         zero_copy_batch=True,
         compute=ray.data.TaskPoolStrategy(size=window),
         num_cpus=1,
-        max_retries=RETRIES,
+        ray_remote_args_fn=lambda: {"max_retries": RETRIES},  # Ray Data's own default: without end
     ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     with closing(iter(blocks)) as tables:  # closed: what still runs is cancelled
         while (table := _next(tables, watch)) is not None:

@@ -20,7 +20,7 @@ from cluster.data.readers import sources
 from cluster.data.streaming import stream
 from cluster.errors import Stopped
 from cluster.identity import field_sides
-from cluster.stage import external, fingerprint, run_step
+from cluster.stage import Hooks, Surroundings, external, fingerprint, run_step
 
 
 def jsonl(texts, **more):
@@ -211,12 +211,12 @@ def test_the_stage_reports_its_progress_and_stops_when_asked(ray_local, tmp_path
     monkeypatch.setattr(sources, "MIN_PART_BYTES", 1)
     seen: list[tuple[float, float, str]] = []
     step = corpus_step([{"name": "s", "path": str(many)}])
-    run_step(step, artifacts(tmp_path / "store"), progress=lambda *now: seen.append(now))
+    run_step(step, artifacts(tmp_path / "store"), Surroundings(hooks=Hooks(progress=lambda *now: seen.append(now))))
     done = [now[0] for now in seen]
     assert done == sorted(done) and done[-1] == seen[-1][1] > 0
     assert "documents" in seen[-1][2]
     with pytest.raises(Stopped):
-        run_step(step, artifacts(tmp_path / "other"), stopping=lambda: True)
+        run_step(step, artifacts(tmp_path / "other"), Surroundings(hooks=Hooks(stopping=lambda: True)))
 
 
 def test_memory_stays_flat_over_a_large_file(ray_local, tmp_path):

@@ -16,7 +16,7 @@ from cluster.data import shards
 from cluster.data.filter import FilterConfig
 from cluster.data.streaming import stream
 from cluster.errors import Stopped
-from cluster.stage import Step, identity, run_step
+from cluster.stage import Hooks, Step, Surroundings, identity, run_step
 
 STOP = ["the", "be", "to", "of", "and", "that", "have", "with"]
 
@@ -164,7 +164,7 @@ def test_the_stage_reports_its_progress_and_stops_when_asked(ray_local, folder, 
     step = Step("filter", stage.STAGE, FilterConfig(**CONFIG), {"corpus": corpus_step(given)})  # type: ignore[arg-type]
     run_step(step.inputs["corpus"], artifacts(folder / "store"))
     with pytest.raises(Stopped):
-        run_step(step, artifacts(folder / "store"), stopping=lambda: True)
-    run_step(step, artifacts(folder / "store"), progress=lambda *now: seen.append(now))
+        run_step(step, artifacts(folder / "store"), Surroundings(hooks=Hooks(stopping=lambda: True)))
+    run_step(step, artifacts(folder / "store"), Surroundings(hooks=Hooks(progress=lambda *now: seen.append(now))))
     assert seen[-1][0] == seen[-1][1] > 0
     assert seen[-1][2] == "235 of 238 documents pass"

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from cluster.data.streaming import PATIENCE, gather, ordered, stream, unwrap
 from cluster.errors import Stopped, UserError
@@ -182,6 +183,15 @@ def test_a_unit_whose_worker_dies_is_read_again_although_others_wait_for_their_r
     parts = [first, *({"part": i, "count": 9, "fill": 3_000_000} for i in range(1, 5))]
     assert places(stream(read, parts)) == [(p, n) for p in range(5) for n in range(9 if p else 6)]
     assert (tmp_path / "grave").exists()
+
+
+@pytest.mark.parametrize("run", [ordered, tasks_alone])
+def test_a_unit_whose_worker_dies_every_time_is_an_error(ray_local, run):
+    def die(unit):
+        os._exit(1)
+
+    with pytest.raises(RayError):
+        list(run(die, [0]))
 
 
 def test_gathered_results_come_as_they_are_ready(ray_local):
