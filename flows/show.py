@@ -50,13 +50,15 @@ class Screen:
         if self._first is None:
             self._first = (now, done)
         if now - self._last < PLAIN_SECONDS:
-            return
+            return None
         self._last = now
+        if not total:  # nothing to count: it waits
+            return self.note(f"{self._step}  {text}")
         began, start = self._first
         rate = (done - start) / (now - began) if now > began else 0.0
-        share = f" ({100 * done / total:.0f}%)" if total else ""
         left = f"  {duration((total - done) / rate)} left" if rate > 0 and total >= done else ""
-        self.note(f"{self._step}  {count(done)}/{count(total)}{share}  {text}{left}")
+        self.note(f"{self._step}  {count(done)}/{count(total)} ({100 * done / total:.0f}%)  {text}{left}")
+        return None
 
     def end(self, step: str, outcome: Outcome) -> None:
         words = outcome.summary.words()

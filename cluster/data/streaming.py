@@ -17,9 +17,9 @@ died runs again; what is left when the caller has enough is cancelled.
 
 from __future__ import annotations
 
-import functools
 import logging
 import pickle
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -73,6 +73,7 @@ def stream(
     import ray
     import ray.cloudpickle
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
     rows = [{"unit": ray.cloudpickle.dumps(unit)} for unit in units]
     if not rows:
@@ -86,15 +87,19 @@ def stream(
     context.raise_original_map_exception = True  # `_Failed`, not one of Ray Data's around it
     watch = _Watch(check)
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, watch]
-    blocks: Any = items.map_batches(
-        _Work(task, [ray.put(value) for value in shared]),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.TaskPoolStrategy(size=window),
-        num_cpus=1,
-        ray_remote_args_fn=lambda: {"max_retries": RETRIES},  # Ray Data's own default: without end
-    ).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    with warnings.catch_warnings():
+        # Ray Data's own default is to retry without end, and it has no other way to say how often.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        mapped: Any = items.map_batches(
+            _Work(task, [ray.put(value) for value in shared]),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.TaskPoolStrategy(size=window),
+            num_cpus=1,
+            max_retries=RETRIES,
+        )
+    blocks = mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     with closing(iter(blocks)) as tables:  # closed: what still runs is cancelled
         while (table := _next(tables, watch)) is not None:
             for result in _results(table):
@@ -199,35 +204,12 @@ def ordered(
     fetch: bool = True,
     kill: bool = False,
 ) -> Iterator[Result]:
-    """`task(unit, *shared)` for every unit, results in the order of the units; see `stream`.
+    """`task(unit, *shared)` for every unit, results in the order of the units; errors and stops as in `stream`.
 
     Args:
         fetch: False gives references (see `unwrap`) to results, which stay where they are in the object store.
         kill: end the worker of a task that is cancelled, for native code that doesn't listen to Python.
     """
-    if not fetch or kill:
-        yield from _tasks(task, units, shared, check, window, fetch, kill)
-        return
-
-    @functools.wraps(task)  # the task's name on Ray's dashboard
-    def one(*arguments: Any) -> Iterator[tuple[Result]]:
-        yield (task(*arguments),)  # no table, so that it comes in one piece
-
-    with closing(stream(one, units, *shared, check=check, window=window)) as results:  # type: ignore[type-var]
-        for (result,) in results:
-            yield result
-
-
-def _tasks(
-    task: Callable[..., Any],
-    units: Iterable[Any],
-    shared: tuple[Any, ...],
-    check: Check | None,
-    window: int | None,
-    fetch: bool,
-    kill: bool,
-) -> Iterator[Any]:
-    """`ordered` on tasks of its own, two for each CPU of the cluster at a time."""
     import ray
 
     window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))

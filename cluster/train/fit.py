@@ -45,6 +45,7 @@ class Assignment:
     board: Any
     store_url: str
     fingerprint: str
+    nonce: str  # of the lease on it
     threads: int
     in_driver: bool  # this process trains: there is no actor to end
 
@@ -82,7 +83,14 @@ def fit(
 
     scratch = Path(tempfile.mkdtemp(prefix="tokenmill-train-"))
     assignment = Assignment(
-        task, payload, board, ws.artifacts.store.url, ws.fingerprint, max(1, int(cpus)), in_driver=not workers
+        task=task,
+        payload=payload,
+        board=board,
+        store_url=ws.artifacts.store.url,
+        fingerprint=ws.fingerprint,
+        nonce=ws.checkpoints.nonce,
+        threads=max(1, int(cpus)),
+        in_driver=not workers,
     )
     trainer = TorchTrainer(
         _work,
@@ -165,6 +173,7 @@ def _work(config: dict[str, Assignment]) -> None:
         store_url=given.store_url,
         fingerprint=given.fingerprint,
         board=given.board,
+        nonce=given.nonce,
     )
     actor = None if given.in_driver else ray.get_runtime_context().current_actor
     if ray.get(given.board.join.remote(worker.rank, actor)):

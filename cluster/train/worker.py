@@ -94,6 +94,7 @@ class Worker:
     store_url: str
     fingerprint: str
     board: Any
+    nonce: str = ""  # of the driver's lease, see cluster/store/lease.py
     events: list[dict] = field(default_factory=list)  # all since step 0, also those of the run before a kill
     _unsent: list[Message] = field(default_factory=list)
     _asked: Any = None
@@ -153,7 +154,7 @@ class Worker:
     def checkpoints(self) -> Any:
         from cluster.store.artifact import Artifacts
 
-        return Artifacts(self.store_url).checkpoints(self.fingerprint)
+        return Artifacts(self.store_url).checkpoints(self.fingerprint, self.nonce)
 
     def resume(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint, the same one on every rank, and this curve's events up to it."""

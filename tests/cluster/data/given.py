@@ -13,6 +13,7 @@ from cluster.data.tokenizer.training import STAGE as TOKENIZER
 from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.stage import Stage, Step, Workspace, run_step
 from cluster.store.artifact import Artifact, Artifacts
+from tests.given_summary import Given
 
 SYLLABLES = ["ka", "lo", "mi", "ten", "sur", "pa", "re", "vol", "ni", "dra", "shu", "el", "or", "ban", "qui", "fo"]
 WORDS = ["the", "fox", "and", *(a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("", "n", "s"))]
@@ -23,17 +24,17 @@ class GivenConfig(BaseModel):
     group_bytes: int = 4000  # small, so that few documents make many units of work
 
 
-def write_documents(ws: Workspace) -> dict:
+def write_documents(ws: Workspace) -> Given:
     import pyarrow as pa
 
     rows = [{"id": f"{s}/{i}", "source": s, "text": t} for i, (s, t) in enumerate(ws.config.documents)]
     writer = ShardWriter(ws.out, shard_bytes=30_000, group_bytes=ws.config.group_bytes)
     writer.write(pa.Table.from_pylist(rows, schema=schema()))
     writer.close()
-    return {"documents": len(rows)}
+    return Given({"documents": len(rows)})
 
 
-GIVEN = Stage(name="given", kind="documents", version=1, config=GivenConfig, run=write_documents)
+GIVEN = Stage("given", "documents", 1, GivenConfig, write_documents, Given, uses_ray=False)
 
 
 def given(documents: list[tuple[str, str]], group_bytes: int = 4000) -> Step:

@@ -9,7 +9,7 @@ from cluster.data.tokenizer.sample import shares
 from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer
 from cluster.data.tokenizer.training import TokenizerConfig, sentences, train
 from cluster.errors import Stopped
-from cluster.stage import run_step
+from cluster.stage import Hooks, Surroundings, run_step
 from tests.cluster.data import given as given_
 
 TEXTS = [text for _, text in given_.some_documents()]
@@ -136,5 +136,5 @@ def test_stage_stops_when_asked(ray_local, tmp_path):
 
     step = given_.tokenizer_step(given_.given(given_.some_documents()))
     with pytest.raises(Stopped):
-        run_step(step, Artifacts(str(tmp_path)), stopping=lambda: True)
+        run_step(step, Artifacts(str(tmp_path)), Surroundings(hooks=Hooks(stopping=lambda: True)))
     assert Artifacts(str(tmp_path)).find("tokenizer", "x") is None
