@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.errors import UserError
+from cluster.errors import UserError, named_by_a_person
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
 
@@ -32,7 +32,8 @@ def import_(
 
         with tempfile.TemporaryDirectory() as scratch:
             target = out or Path(scratch) / "model"
-            done, tokenizer = import_folder(folder, target)
+            with named_by_a_person(folder):
+                done, tokenizer = import_folder(folder, target)
             uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
         show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
         if tokenizer is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.errors import UserError
+from cluster.errors import UserError, named_by_a_person
 from flows.cli.errors import is_a_bug, paragraph, report_it, shown
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def run(
     with shown():
         read = read_recipe(recipe, overrides)
         path = log_path(read.store.url, read.name)
+        with named_by_a_person(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
     with quiet(path) as console:
         _log()
         code = go(read, until, console, path)
@@ -80,7 +82,8 @@ def go(recipe: Recipe, until: str | None, console: Console, log: Path) -> int:
     from flows.run import Run
 
     try:
-        run = Run.open(recipe, until, console, log)
+        with named_by_a_person(recipe.store.url):
+            run = Run.open(recipe, until, console, log)
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)

@@ -293,3 +293,16 @@ def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(m
     log = Path(re.search(r"with (\S+\.log)", result.output.replace("\n", " "))[1])  # type: ignore[index]
     assert log.stat().st_mtime >= begun - 1 and "Traceback" in log.read_text()
     log.unlink()
+
+
+def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file where the store's logs should go: exit code 2 and a sentence, before anything starts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").write_text("a file")
+    (tmp_path / "web.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nname = "web"\npath = "web.jsonl"\n')
+    result = call("run", "r.toml", "--until", "corpus")
+    assert result.exit_code == 2 and "logs" in result.output and "exists" in result.output, result.output
+    assert "Traceback" not in result.output and not (tmp_path / "store").exists()
