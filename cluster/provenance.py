@@ -29,6 +29,7 @@ def code_version() -> str:
                 text=True,
                 timeout=10,
                 check=True,
+                encoding="utf-8",
             ).stdout.strip()
             return f"{described}+{sources_hash()}" if described.endswith("-dirty") else described
         except (OSError, subprocess.SubprocessError):
@@ -42,7 +43,9 @@ def repository() -> str:
     if (ROOT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-            return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            return subprocess.run(
+                asked, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8"
+            ).stdout.strip()
     with contextlib.suppress(metadata.PackageNotFoundError):
         urls = dict(u.split(", ", 1) for u in metadata.metadata("tokenmill").get_all("Project-URL") or [])
         return next((urls[n] for n in ("Issues", "Repository", "Homepage") if n in urls), "")

@@ -29,7 +29,7 @@ def configured_api() -> str | None:
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
     try:
-        profiles = tomllib.loads(path.read_text())
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
         active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
         return profiles["profiles"][active].get("PREFECT_API_URL")
     except (OSError, KeyError, tomllib.TOMLDecodeError):
@@ -118,7 +118,7 @@ def _serve(fd: int) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             home = get_current_settings().home
             home.mkdir(parents=True, exist_ok=True)
-            with (home / "tokenmill-start.lock").open("a") as lock:
+            with (home / "tokenmill-start.lock").open("a", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however the process ends
                 await super().startup(sockets)
 

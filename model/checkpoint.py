@@ -20,11 +20,11 @@ def save_model(model: Decoder, folder: Path | str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n", encoding="utf-8")
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    return ModelConfig.from_dict(json.loads((Path(folder) / CONFIG).read_text()))
+    return ModelConfig.from_dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:

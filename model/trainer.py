@@ -89,7 +89,7 @@ class TrainResult:
 
 def read_state(folder: Path | str) -> TrainerState:
     """Where a checkpoint's run was."""
-    return TrainerState(**json.loads((Path(folder) / STATE).read_text()))
+    return TrainerState(**json.loads((Path(folder) / STATE).read_text(encoding="utf-8")))
 
 
 def train(
@@ -135,7 +135,7 @@ def train(
         checkpoint.save_model(model, folder)
         save_optimizers(optimizers, model, Path(folder) / OPTIMIZER)
         values = {"step": state.step, "tokens": state.tokens, "skipped": state.skipped, "extra": extra}
-        (Path(folder) / STATE).write_text(json.dumps(values))
+        (Path(folder) / STATE).write_text(json.dumps(values), encoding="utf-8")
 
     began, loss, stop, stopped, saved = time.perf_counter(), float("nan"), False, False, state.step
     while state.step < config.steps and not stopped:

@@ -32,7 +32,7 @@ def page() -> str:
 
 
 def first_line(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.split("\n")[0].replace("|", "\\|")
 
 

@@ -13,10 +13,12 @@ DOCS = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
 
 
 def test_the_list_of_files_is_that_of_the_tree() -> None:
-    assert (ROOT / "docs" / "files.md").read_text() == page(), "python -m tests.files > docs/files.md"
+    assert (ROOT / "docs" / "files.md").read_text(encoding="utf-8") == page(), "python -m tests.files > docs/files.md"
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda path: path.name)
 def test_every_file_that_the_docs_name_is_there(doc: Path) -> None:
-    named = set(re.findall(r"`((?:flows|cluster|model|tests|infra|docs)/[\w./-]+\.\w+)`", doc.read_text()))
+    named = set(
+        re.findall(r"`((?:flows|cluster|model|tests|infra|docs)/[\w./-]+\.\w+)`", doc.read_text(encoding="utf-8"))
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []

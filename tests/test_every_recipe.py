@@ -39,7 +39,9 @@ def session() -> Iterator[Session]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_TMPDIR", folder)  # not pytest's, which is too long for a socket's name
         (Path(folder) / "ray").mkdir()
-        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # what `ray start --head` writes
+        (Path(folder) / "ray" / "ray_current_cluster").write_text(
+            "127.0.0.1:1", encoding="utf-8"
+        )  # what `ray start --head` writes
         session = Session(ClusterConfig(workers=0))
         yield session
         session.close()

@@ -25,6 +25,7 @@ def race(folder: Path, prefect_home: Path, *arguments: str) -> list[tuple[int, s
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
         for _ in range(2)
     ]

@@ -80,7 +80,7 @@ def test_a_run_killed_in_pretraining_goes_on_to_the_same_curve(
     assert not list(store.glob("model/*/manifest.json"))
 
     run(tmp_path, prefect_home, "--until", "pretrain")
-    train = json.loads(next((store / "model").glob("*/train.json")).read_text())
+    train = json.loads(next((store / "model").glob("*/train.json")).read_text(encoding="utf-8"))
     assert train["resumed_from"] and train["resumed_from"] < 40
     assert curve(store) == curve(finished / "store")
     assert [step for step, *_ in curve(store)] == list(range(1, 41))
@@ -95,6 +95,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, prefec
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        encoding="utf-8",
     )
     store = tmp_path / "store"
     deadline = time.monotonic() + 300
@@ -110,4 +111,4 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, prefec
     steps = [int(p.parent.name.removeprefix("step-")) for p in store.glob("work/*/checkpoints/*/manifest.json")]
     assert max(steps) == int(stopped.group(1)) < 4000
     (events,) = store.glob(f"work/*/checkpoints/step-*{max(steps)}/events.jsonl")
-    assert json.loads(events.read_text().splitlines()[-1])["step"] == max(steps)
+    assert json.loads(events.read_text(encoding="utf-8").splitlines()[-1])["step"] == max(steps)

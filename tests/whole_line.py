@@ -43,6 +43,7 @@ def run(folder: Path, prefect_home: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=500,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -62,9 +63,11 @@ def manifests(store: str) -> dict[str, str]:
 def curve(store: Path) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of the pretraining, exactly as it was recorded."""
     (events,) = [
-        p / "events.jsonl" for p in (store / "model").iterdir() if "pretrain" in (p / "manifest.json").read_text()
+        p / "events.jsonl"
+        for p in (store / "model").iterdir()
+        if "pretrain" in (p / "manifest.json").read_text(encoding="utf-8")
     ]
-    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
     points = [(e["step"], e["values"]) for e in lines if e["type"] == "metrics" and "loss" in e["values"]]
     return [(step, values["loss"], values["grad_norm"]) for step, values in points]
 
@@ -80,7 +83,13 @@ def asked(folder: Path) -> list[list[str]]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     env["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

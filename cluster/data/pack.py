@@ -86,7 +86,7 @@ def run_pack(ws: Workspace) -> TokensSummary:
         "eos_id": tokenizer.eos_id,
         "sources": splits,
     }
-    (ws.out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    (ws.out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return summarise(splits)
 
 

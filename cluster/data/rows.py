@@ -89,7 +89,7 @@ class TokenRows:
         self.folder, self.seq_len, self.seed, self.ahead = Path(folder), seq_len, seed, ahead
         if seq_len < 2:
             raise ValueError(f"seq_len must be 2 or more, not {seq_len}.")
-        self.index = json.loads((self.folder / "index.json").read_text())
+        self.index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         self.sources = tuple(sorted(self.index["sources"]))
         self.pad_id = int(self.index["pad_id"])
         self._dtype = np.dtype(self.index["dtype"])

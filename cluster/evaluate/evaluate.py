@@ -29,7 +29,7 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     """Writes metrics.json (flat) and samples.json; the summary is the flat metrics."""
     config: EvaluateConfig = ws.config
     model, tokens = ws.inputs["model"], ws.inputs["tokens"]
-    sources = sorted(json.loads((tokens.path() / "index.json").read_text())["sources"])
+    sources = sorted(json.loads((tokens.path() / "index.json").read_text(encoding="utf-8"))["sources"])
     parts: list[tuple[str, Any, tuple]] = [("bpb", score_source, (model, tokens, name, config)) for name in sources]
     parts += [("task", score_task, (model, task, config)) for task in config.tasks]
     parts += [("samples", sample, (model, config))]
@@ -48,8 +48,8 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
             samples = result
         ws.progress(done, len(parts), "")
     metrics |= summarise(scores)
-    (ws.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    (ws.out / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False))
+    (ws.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True), encoding="utf-8")
+    (ws.out / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False), encoding="utf-8")
     ws.events.metrics(0, metrics)
     if samples:
         ws.events.table("samples", ["prompt", "completion"], [[s["prompt"], s["completion"]] for s in samples])

@@ -217,7 +217,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
             weights[f"{ours}.{where}.{name}.weight"] = tensor(f"{theirs}.{other}.weight")
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / WEIGHTS)
-    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     model = sentencepiece_model(given)
     Tokenizer.from_bytes(model, own_info(model) or tokenizer_info(given)).save(target)
     dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")

@@ -104,7 +104,7 @@ def save_package(
 
 def packages(folder: Path) -> tuple[str, ...]:
     """What a model's folder needs to run, beside this package."""
-    info = json.loads((folder / "tokenizer.json").read_text())
+    info = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return (*PACKAGES, "tokenizers") if info.get("library") == "tokenizers" else PACKAGES
 
 

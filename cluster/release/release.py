@@ -84,7 +84,7 @@ def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> ReleaseSumma
         gate={"passed": verdict.passed, "reason": verdict.reason, "metrics": verdict.rows},
         parameters=final.parameters,
     )
-    (ws.out / "release.json").write_text(json.dumps(result.values(), indent=1))
+    (ws.out / "release.json").write_text(json.dumps(result.values(), indent=1), encoding="utf-8")
     columns = ["metric", "value", "champion", "verdict"]
     ws.events.table("gate", columns, [[r[c] for c in columns] for r in verdict.rows])
     ws.progress(3, 3, result.uri)

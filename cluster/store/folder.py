@@ -108,7 +108,7 @@ def local_copy(
 def _fill(store: Store, prefix: str, files: Mapping[str, FileEntry], folder: Path, verify: bool) -> None:
     """Download into the cache, unless a good copy is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as lock:
+    with folder.with_name(folder.name + ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however the process ends
         if folder.is_dir():
             problem = _damage(folder, files, verify)

@@ -160,7 +160,7 @@ class _InFolder:
     def _alone(self) -> Iterator[None]:
         self.guard.parent.mkdir(parents=True, exist_ok=True)
         ends = time.monotonic() + GUARD_SECONDS
-        with self.guard.open("a") as file:
+        with self.guard.open("a", encoding="utf-8") as file:
             while not _lock(file.fileno(), fcntl.LOCK_EX):
                 if time.monotonic() > ends:
                     raise StoreError(f"Another process has kept {self.guard} locked for {GUARD_SECONDS:g} s.")
@@ -266,6 +266,6 @@ def _unlocked(descriptor: int) -> bool:
 @functools.cache
 def _machine() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return socket.gethostname()

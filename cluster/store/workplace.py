@@ -64,7 +64,7 @@ def _claim(work: Path) -> tuple[Path, int]:
 def remove_dead(work: Path) -> None:
     """Remove the folders in `work` whose owners have ended."""
     for lock in work.glob("out-*.lock"):
-        with contextlib.suppress(OSError), lock.open("r+") as file:
+        with contextlib.suppress(OSError), lock.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ class Delivery:
 
     def __init__(self, folder: Path, live: bool):
         self.folder, self.live = folder, live
-        self.line = json.loads((folder / "line.json").read_text())
+        self.line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
         self.experiment = ""
         self._positions = {key: Position(**values) for key, values in _read_json(folder / "position.json", {}).items()}
         self._client: MlflowClient | None = None
@@ -332,7 +332,7 @@ class Delivery:
     def _save(self) -> None:
         path = self.folder / "position.json"
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({k: asdict(p) for k, p in self._positions.items()}))
+        fresh.write_text(json.dumps({k: asdict(p) for k, p in self._positions.items()}), encoding="utf-8")
         fresh.replace(path)
 
 
@@ -370,5 +370,5 @@ def _now() -> int:
 
 def _read_json(path: Path, default: Any) -> Any:
     with contextlib.suppress(FileNotFoundError):
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     return default

@@ -154,7 +154,7 @@ def _create_database(path: Path, uri: str) -> None:
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file; yields whether it is held (always, with `wait`). It falls free when its owner dies."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -62,7 +62,7 @@ def claim(folder: Path, new: bool = False) -> Any:
     Raises:
         FileNotFoundError: the folder isn't `new`, and has no lock: whoever delivered it has removed it.
     """
-    file = (folder / "lock").open("x" if new else "r+")
+    file = (folder / "lock").open("x" if new else "r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

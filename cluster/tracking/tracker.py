@@ -242,7 +242,7 @@ class Tracker:
             self._lock = claim(self.folder, new=True)
             root = self.place.artifact_root
             line = {"uri": self.place.uri, "experiment": self.experiment, "artifact_root": root}
-            (self.folder / "line.json").write_text(json.dumps(line))
+            (self.folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
             self.delivery = Delivery(self.folder, live=True)
         return self.delivery
 

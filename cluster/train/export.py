@@ -30,9 +30,9 @@ def export_model(ws: Workspace, tokenizer: Path, result: dict, summary: type[S] 
         shutil.copyfile(found[1] / name, ws.out / name)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, ws.out / name)
-    (ws.out / "train.json").write_text(json.dumps(result, indent=1))
+    (ws.out / "train.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     curve_figures(ws)
-    layers = ModelConfig.from_dict(json.loads((ws.out / "config.json").read_text())).layer_mixers
+    layers = ModelConfig.from_dict(json.loads((ws.out / "config.json").read_text(encoding="utf-8"))).layer_mixers
     trained = {"mixers": list(dict.fromkeys(layers)), "objective": ws.config.train.objective}
     return summary.read({**result, **trained})
 
@@ -40,7 +40,7 @@ def export_model(ws: Workspace, tokenizer: Path, result: dict, summary: type[S] 
 def curve_figures(ws: Workspace) -> None:
     """The curves a person looks at first, as figures beside the run's own metric plots."""
     steps, series = [], {"loss": [], "lr": [], "grad_norm": []}
-    for line in (ws.out / EVENTS).read_text().splitlines():
+    for line in (ws.out / EVENTS).read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
         if event["type"] == "metrics" and "loss" in event["values"]:
             steps.append(event["step"])

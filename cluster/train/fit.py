@@ -121,7 +121,7 @@ def fit(
     thread.start()
     result: dict | StoppedAt | None = None
     failure: Failure | None = None
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         while True:
             running = thread.is_alive()  # asked before the last drain, so that nothing is left behind
             messages, failed = ray.get(board.drain.remote(ws.stopping()))

@@ -193,7 +193,7 @@ class Worker:
         folder = Path(tempfile.mkdtemp(prefix="tokenmill-checkpoint-"))
         try:
             write(folder)
-            (folder / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in self.events))
+            (folder / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in self.events), encoding="utf-8")
             checkpoints = self.checkpoints()
             checkpoints.save(step, folder)
             checkpoints.prune(keep)
@@ -202,4 +202,4 @@ class Worker:
 
 
 def read_events(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

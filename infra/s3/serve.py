@@ -186,10 +186,10 @@ class Server:
         except OSError as error:
             raise RuntimeError(f"Swift needs extended attributes, which {self.folder} has not: {error}") from None
         common = {"folder": self.folder, "user": getpass.getuser()}
-        (self.folder / "swift.conf").write_text(SWIFT_CONF)
+        (self.folder / "swift.conf").write_text(SWIFT_CONF, encoding="utf-8")
         for kind, port in self._ports.items():
             text = (PROXY_CONF if kind == "proxy" else BACKEND_CONF).format(kind=kind, port=port, **common)
-            (self.folder / f"{kind}.conf").write_text(text)
+            (self.folder / f"{kind}.conf").write_text(text, encoding="utf-8")
 
     def _wait(self) -> None:
         ends = time.monotonic() + START_SECONDS
@@ -209,7 +209,7 @@ class Server:
             return False
 
     def _log(self) -> str:
-        return (self.folder / "swift.log").read_text(errors="replace")[-4000:]
+        return (self.folder / "swift.log").read_text(errors="replace", encoding="utf-8")[-4000:]
 
 
 def _free_ports(count: int) -> list[int]:

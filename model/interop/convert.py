@@ -58,7 +58,7 @@ def import_model(source: Path, target: Path) -> Converted:
         about = {"format": "pt", ARCHITECTURE: family.architecture}
         counted = Counted(tensors)
         write_weights(target, counted, 1 << 62, about)
-    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     return Converted(family.architecture, config, counted.parameters, counted.dtype, 1)
 
 
@@ -82,7 +82,7 @@ def export_model(
     Raises:
         Unsupported: no family, or not this one, can hold the model; says which fields don't fit.
     """
-    config = ModelConfig.from_dict(json.loads((source / CONFIG).read_text()))
+    config = ModelConfig.from_dict(json.loads((source / CONFIG).read_text(encoding="utf-8")))
     with Weights(source) as weights:
         family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
         pairs = list(family.weights(config))
@@ -94,8 +94,8 @@ def export_model(
         counted = Counted(item for p in pairs for item in zip(p.theirs, p.layout.split(weights[p.ours]), strict=True))
         files = write_weights(target, counted, max_bytes, {"format": "pt"})
     theirs = family.write(config) | ids | {"dtype": counted.dtype}
-    (target / CONFIG).write_text(json.dumps(theirs, indent=2) + "\n")
-    (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (target / CONFIG).write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+    (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return Converted(family.architecture, config, counted.parameters, counted.dtype, files)
 
 

@@ -178,7 +178,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
     path = folder / "config.json"
     if not path.is_file():
         raise Missing(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
-    theirs = json.loads(path.read_text())
+    theirs = json.loads(path.read_text(encoding="utf-8"))
     named = [*(theirs.get("architectures") or ()), theirs.get("model_type")]
     if "d_model" in theirs and "ff_pattern" in theirs:
         raise Missing(f"{folder} is a tokenmill model already: use it as it is.")

@@ -31,7 +31,7 @@ class Weights:
         if (folder / WEIGHTS).is_file():
             files = [WEIGHTS]
         elif (folder / INDEX).is_file():
-            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             pickled = " (its .bin files are pickles, which can run any code: convert them first)"
             has_pickle = any(folder.glob("*.bin"))
@@ -101,7 +101,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes
     for i, name in enumerate(names):
         _part(folder, i).rename(folder / name)
     index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in places.items()}}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return shard + 1
 
 

@@ -245,7 +245,9 @@ def memory(rounds: int) -> None:
     found = {}
     for kind in ("none", "selective", "full", "all logits"):
         command = [sys.executable, "-m", "tests.benchmarks.model", "--peak-memory", kind]
-        found[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found[kind] = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+        )
     for kind, peak in found.items():
         print(f"  {kind}: {peak / 1e6:.0f} MB", end="")
         if kind in ("selective", "full"):

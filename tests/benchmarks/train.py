@@ -89,7 +89,7 @@ def bare_seconds(tokens: Artifact, vocab: int, config: TrainConfig, workers: int
 
 def platform_seconds(trained: Artifact, tokens_per_step: int) -> list[float]:
     """Each step's seconds, off the curve that the stage recorded."""
-    events = [json.loads(line) for line in (trained.path() / EVENTS).read_text().splitlines()]
+    events = [json.loads(line) for line in (trained.path() / EVENTS).read_text(encoding="utf-8").splitlines()]
     rates = [e["values"]["tokens_per_second"] for e in events if e["type"] == "metrics" and "loss" in e["values"]]
     return [tokens_per_step / rate for rate in rates[len(rates) // 5 :]]
 

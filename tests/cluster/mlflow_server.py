@@ -34,7 +34,7 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("a") as log:
+        with (self.folder / "server.log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | ENV, start_new_session=True, cwd=self.folder
             )
@@ -44,9 +44,9 @@ class Server:
                 urllib.request.urlopen(f"{self.url}/health", timeout=2).read()
                 return
             except OSError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+                assert self.process.poll() is None, (self.folder / "server.log").read_text(encoding="utf-8")[-2000:]
                 time.sleep(0.3)
-        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
+        raise TimeoutError((self.folder / "server.log").read_text(encoding="utf-8")[-2000:])
 
     def kill(self) -> None:
         if self.process is not None:

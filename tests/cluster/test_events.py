@@ -59,7 +59,7 @@ def test_every_line_is_strict_json_also_with_infinite_and_missing_values(tmp_pat
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    json.loads(log.path.read_text(), parse_constant=refuse)
+    json.loads(log.path.read_text(encoding="utf-8"), parse_constant=refuse)
     values = next(e for _, e in read_events(log.path))["values"]
     assert values["a"] != values["a"]
     assert (values["b"], values["c"]) == (float("inf"), float("-inf"))

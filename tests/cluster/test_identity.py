@@ -84,6 +84,7 @@ def test_the_fingerprint_is_the_same_in_every_process():
             capture_output=True,
             text=True,
             check=True,
+            encoding="utf-8",
         ).stdout.strip()
         for seed in ("0", "1")
     }
@@ -168,25 +169,25 @@ def sourced(path) -> Step:
 
 
 def test_a_changed_source_changes_the_fingerprint(tmp_path):
-    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
     before = fingerprint(sourced(tmp_path))
     assert fingerprint(sourced(tmp_path)) == before
     os.utime(tmp_path / "a.txt", (5, 5))
     assert fingerprint(sourced(tmp_path)) == before
-    (tmp_path / "a.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("two", encoding="utf-8")
     assert fingerprint(sourced(tmp_path)) != before
 
 
 def test_a_run_sees_one_state_of_its_sources(tmp_path):
-    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
     step = sourced(tmp_path)
     before = fingerprint(step)
-    (tmp_path / "a.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("two", encoding="utf-8")
     assert fingerprint(step) == before
 
 
 def test_a_plan_names_the_field_that_changed(tmp_path):
-    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
     artifacts = Artifacts(tmp_path / "store")
     run_step(sourced(tmp_path / "a.txt"), artifacts)
     step = line(Config(shape=Shape(width=9, layers=("x", "attention")), text="b"), version=2)

@@ -23,7 +23,7 @@ def test_a_step_runs_once_and_is_then_found(store_url):
     artifacts = Artifacts(store_url)
     assert find(line(), artifacts) is None
     first = run_step(line(), artifacts)
-    assert not first.cached and (first.artifact.path() / "text").read_text() == "ba"
+    assert not first.cached and (first.artifact.path() / "text").read_text(encoding="utf-8") == "ba"
 
     def refuse(ws):
         raise AssertionError("it ran again")
@@ -74,7 +74,7 @@ def test_a_damaged_input_is_set_aside_and_made_again_for_the_step_that_needs_it(
     artifacts.store.write(corpus.manifest.prefix + "text", (new or "a").encode() if new else b"aa")
     monkeypatch.setattr(folder_module, "_verified", set())
     other = Step("filter", stage(name="documents"), Config(text="c"), {"corpus": line().inputs["corpus"]})
-    assert (run_step(other, artifacts).artifact.path() / "text").read_text() == "ca"
+    assert (run_step(other, artifacts).artifact.path() / "text").read_text(encoding="utf-8") == "ca"
     assert len(list(artifacts.store.folders("aside"))) == 1
 
 
@@ -86,7 +86,7 @@ def test_an_input_that_a_reader_finds_damaged_is_made_again_once(s3_url, tmp_pat
     corpus = find(line().inputs["corpus"], artifacts)
     assert corpus is not None
     artifacts.store.write(corpus.manifest.prefix + "text", b"x")
-    assert (run_step(line(), artifacts).artifact.path() / "text").read_text() == "ba"
+    assert (run_step(line(), artifacts).artifact.path() / "text").read_text(encoding="utf-8") == "ba"
 
     def always(ws):
         raise Corrupt("again")
@@ -101,7 +101,7 @@ def test_a_failed_stage_publishes_nothing_and_its_rests_go_with_the_next_run(sto
 
     def fail(ws):
         folders.append(ws.out)
-        (ws.out / "half").write_text("x")
+        (ws.out / "half").write_text("x", encoding="utf-8")
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
@@ -128,10 +128,16 @@ run_step(line(run=run), Artifacts(sys.argv[2]))
 """
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": "."}
-    dead = subprocess.run([*command, "die", str(tmp_path)], env=environment, capture_output=True, text=True)
+    dead = subprocess.run(
+        [*command, "die", str(tmp_path)], env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
     assert dead.returncode == -signal.SIGKILL
     with subprocess.Popen(
-        [*command, "live", str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+        [*command, "live", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     ) as living:
         try:
             folder = living.stdout.readline().strip()
@@ -141,7 +147,7 @@ run_step(line(run=run), Artifacts(sys.argv[2]))
         finally:
             living.kill()
     made = run_step(line(), Artifacts(tmp_path)).artifact
-    assert (made.path() / "text").read_text() == "ba"
+    assert (made.path() / "text").read_text(encoding="utf-8") == "ba"
     assert not Path(folder).exists()
     assert list(open_store(tmp_path).list("work")) == []
 
@@ -155,11 +161,11 @@ def test_a_stopped_stage_goes_on_from_its_checkpoint(store_url, tmp_path):
             if step % 2 == 0:
                 folder = tmp_path / "state"
                 folder.mkdir()
-                (folder / "state").write_text(f"{step}")
+                (folder / "state").write_text(f"{step}", encoding="utf-8")
                 ws.checkpoints.save(step, folder)
             if ws.stopping():
                 raise Stopped(f"at step {step}")
-        (ws.out / "text").write_text("done")
+        (ws.out / "text").write_text("done", encoding="utf-8")
         return Given({"begun_at": begin})
 
     seen = []
@@ -178,11 +184,11 @@ def test_force_makes_it_again_from_the_start_and_keeps_the_old_one_aside(store_u
 
     def other(ws):
         assert ws.checkpoints.latest() is None
-        (ws.out / "text").write_text("other")
+        (ws.out / "text").write_text("other", encoding="utf-8")
         return Given()
 
     outcome = run_step(line(run=other), artifacts, force=True)
-    assert not outcome.cached and (outcome.artifact.path() / "text").read_text() == "other"
+    assert not outcome.cached and (outcome.artifact.path() / "text").read_text(encoding="utf-8") == "other"
     assert outcome.artifact.fingerprint == first.fingerprint
     [aside] = artifacts.store.folders("aside")
     assert b"by force" in artifacts.store.read(f"aside/{aside}/reason.txt")
@@ -200,13 +206,13 @@ def test_what_no_longer_holds_is_made_again(store_url):
 
     def register(ws):
         holds[0] = True
-        (ws.out / "text").write_text("registered again")
+        (ws.out / "text").write_text("registered again", encoding="utf-8")
         return Given()
 
     again = Step("release", stage(register, name="release", still_valid=lambda a, c: holds[0]), Config(), {})
     holds[0] = False
     outcome = run_step(again, artifacts)
-    assert not outcome.cached and (outcome.artifact.path() / "text").read_text() == "registered again"
+    assert not outcome.cached and (outcome.artifact.path() / "text").read_text(encoding="utf-8") == "registered again"
 
 
 def test_a_summary_is_kept_as_strict_json(tmp_path):
@@ -217,7 +223,7 @@ def test_a_summary_is_kept_as_strict_json(tmp_path):
 
     made = run_step(Step("s", stage(run), Config(), {}), Artifacts(tmp_path)).artifact
     assert made.summary == {"loss": "nan", "count": 3, "rates": [1, 0.5]}
-    json.loads((made.path() / "manifest.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    json.loads((made.path() / "manifest.json").read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(c))
 
 
 def test_wrong_uses_are_named():

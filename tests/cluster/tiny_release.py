@@ -24,12 +24,14 @@ class EvaluationConfig(BaseModel):
 
 def _model(ws: Workspace) -> Given:
     make_model(ws.out, ws.config.seed)
-    (ws.out / "train.json").write_text("{}")  # an artifact's file that the registered model doesn't need
+    (ws.out / "train.json").write_text(
+        "{}", encoding="utf-8"
+    )  # an artifact's file that the registered model doesn't need
     return Given({"loss": 1.0})
 
 
 def _evaluation(ws: Workspace) -> Given:
-    Path(ws.out / "metrics.json").write_text(json.dumps({}))
+    Path(ws.out / "metrics.json").write_text(json.dumps({}), encoding="utf-8")
     return Given({"bpb": ws.config.bpb, "bpb/prose": ws.config.bpb + 0.1, "reward": ws.config.reward})
 
 

@@ -26,7 +26,10 @@ class Config(BaseModel):
 
 
 def write_text(ws) -> Given:
-    (ws.out / "text").write_text(ws.config.text + "".join((a.path() / "text").read_text() for a in ws.inputs.values()))
+    (ws.out / "text").write_text(
+        ws.config.text + "".join((a.path() / "text").read_text(encoding="utf-8") for a in ws.inputs.values()),
+        encoding="utf-8",
+    )
     ws.events.metrics(1, {"loss": 0.5})
     return Given({"length": len(ws.config.text), "devices": 3})
 

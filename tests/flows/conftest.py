@@ -32,6 +32,8 @@ def make_run(tmp_path: Path) -> Any:
     """Makes a run of fake stages over one store: make_run(stages, …)."""
 
     def make(stages: dict[str, Any], **options: Any) -> Any:
-        return fake_run(tmp_path / "store", stages, Console(file=(tmp_path / "screen.txt").open("a")), **options)
+        return fake_run(
+            tmp_path / "store", stages, Console(file=(tmp_path / "screen.txt").open("a", encoding="utf-8")), **options
+        )
 
     return make

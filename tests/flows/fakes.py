@@ -65,7 +65,7 @@ class FakeTracker:
 
 def fake_stage(name: str, work: Callable[[Any], Any], summary: type[Summary] | None = None) -> Stage:
     def run(ws: Any) -> Summary:
-        (ws.out / "data.txt").write_text(f"{name} {ws.config.value}")
+        (ws.out / "data.txt").write_text(f"{name} {ws.config.value}", encoding="utf-8")
         made = work(ws)
         return made if isinstance(made, Summary) else Given(made)
 

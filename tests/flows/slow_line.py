@@ -19,7 +19,7 @@ def polite(ws: Any) -> dict:
     for step in range(1200):
         ws.progress(step, 1200, "")
         if step == 3:
-            Path(ws.artifacts.store.url, "at-work").write_text("")
+            Path(ws.artifacts.store.url, "at-work").write_text("", encoding="utf-8")
         if ws.stopping():
             raise Stopped(f"at step {step}, with a checkpoint")
         time.sleep(0.05)
@@ -27,7 +27,7 @@ def polite(ws: Any) -> dict:
 
 
 def deaf(ws: Any) -> dict:
-    Path(ws.artifacts.store.url, "at-work").write_text("")
+    Path(ws.artifacts.store.url, "at-work").write_text("", encoding="utf-8")
     time.sleep(60)
     return {}
 
@@ -37,7 +37,7 @@ def main(store: Path, kind: str) -> int:
         server = EmbeddedServer()
         server.start()
         server.wait()
-        (store / "at-work").write_text("")
+        (store / "at-work").write_text("", encoding="utf-8")
         time.sleep(60)
         return 0
     with quiet(store / "line.log") as console:

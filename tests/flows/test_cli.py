@@ -32,10 +32,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path.parent / "cache"))
     lines = [json.dumps({"text": f"document number {i} has some words"}) for i in range(20)]
-    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    (tmp_path / "web.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "mine.toml").write_text(
         'name = "mine"\n[[sources]]\nname = "web"\npath = "web.jsonl"\n[tokenizer]\nvocab_size = 400\n'
-        "[model]\nd_model = 32\nmax_seq_len = 64\n[train]\nsteps = 10\nseq_len = 64\nbatch_size = 4\n[release]\n"
+        "[model]\nd_model = 32\nmax_seq_len = 64\n[train]\nsteps = 10\nseq_len = 64\nbatch_size = 4\n[release]\n",
+        encoding="utf-8",
     )
     return tmp_path
 
@@ -47,7 +48,7 @@ def call(*words: str, stdin: str | None = None) -> Any:
 def shell(*words: str, cwd: Path | None = None) -> Any:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "flows", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120, encoding="utf-8")
 
 
 # --- help ------------------------------------------------------------------------------------------------------
@@ -59,7 +60,8 @@ def test_help_is_quick_since_it_imports_no_heavy_library() -> None:
         "print([m for m in ('torch', 'ray', 'mlflow', 'prefect', 'numpy', 'pydantic', 'boto3') if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, env=env, check=True, encoding="utf-8")
     assert out.stdout.strip() == "[]"
 
 
@@ -82,7 +84,7 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "shown"),
     [
         (("mine.toml", "--set", "train.lrr=3"), "Did you mean lr?"),
         (("mine.toml", "--until", "packs"), "Did you mean pack?"),
@@ -93,12 +95,12 @@ def test_the_module_is_the_command() -> None:
 )
 @pytest.mark.parametrize("plan", [True, False])
 def test_a_wrong_request_ends_with_code_2_one_paragraph_and_nothing_made(
-    folder: Path, words: tuple[str, ...], told: str, plan: bool
+    folder: Path, words: tuple[str, ...], shown: str, plan: bool
 ) -> None:
     result = call("run", *words, *(["--plan"] if plan else []))
     text = " ".join(result.output.split())
     assert result.exit_code == 2, text
-    assert told in text and "Traceback" not in text
+    assert shown in text and "Traceback" not in text
     assert not (folder / "store").exists() and not (folder / "mlflow.db").exists()
 
 
@@ -140,10 +142,12 @@ def test_with_everything_cached_neither_prefect_nor_ray_is_even_imported(folder:
         "    code = ending(run, console)\n"
         "    assert [r.cached for r in run.tracker.runs] == [False, True, True], run.tracker.runs\n"
         "print([m for m in ('prefect', 'ray', 'torch') if m in sys.modules])\n"
-        "sys.exit(code)\n"
+        "sys.exit(code)\n",
+        encoding="utf-8",
     )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "PREFECT_HOME": str(folder / "none")}
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=60)
+    command = [sys.executable, str(script)]
+    out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, encoding="utf-8")
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-1] == "[]"
     assert "= corpus" in out.stdout and "cached" in out.stdout and "Next:" in out.stdout
@@ -176,10 +180,10 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
         with temporary_settings({PREFECT_API_URL: prefect_api}):
             assert ending(run, run.screen.console) == code
         run.screen.console.file.flush()
-        text = (tmp_path / "screen.txt").read_text()
+        text = (tmp_path / "screen.txt").read_text(encoding="utf-8")
         assert words in text and "Traceback" not in text
         assert ("the.log" in text) == ("tokenmill run mine.toml" in text) == (code == 1)
-        (tmp_path / "screen.txt").write_text("")
+        (tmp_path / "screen.txt").write_text("", encoding="utf-8")
 
 
 # --- generate, chat, models -----------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(m
     assert result.exit_code == 1 and "RuntimeError: the disk is on fire" in result.output
     assert "This is a bug in tokenmill" in result.output
     log = Path(re.search(r"with (\S+\.log)", result.output.replace("\n", " "))[1])  # type: ignore[index]
-    assert log.stat().st_mtime >= begun - 1 and "Traceback" in log.read_text()
+    assert log.stat().st_mtime >= begun - 1 and "Traceback" in log.read_text(encoding="utf-8")
     log.unlink()
 
 
@@ -300,9 +304,9 @@ def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(
 ) -> None:
     """A file where the store's logs should go: exit code 2 and a sentence, before anything starts."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "logs").write_text("a file")
-    (tmp_path / "web.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nname = "web"\npath = "web.jsonl"\n')
+    (tmp_path / "logs").write_text("a file", encoding="utf-8")
+    (tmp_path / "web.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    (tmp_path / "r.toml").write_text('name = "r"\n[[sources]]\nname = "web"\npath = "web.jsonl"\n', encoding="utf-8")
     result = call("run", "r.toml", "--until", "corpus")
     assert result.exit_code == 2 and "logs" in result.output and "exists" in result.output, result.output
     assert "Traceback" not in result.output and not (tmp_path / "store").exists()

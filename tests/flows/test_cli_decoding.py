@@ -134,5 +134,5 @@ print("reachable")
 
 def test_a_field_that_is_added_is_reachable_the_same_day() -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", NEW], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", NEW], capture_output=True, text=True, env=env, encoding="utf-8")
     assert done.stdout == "reachable\n", done.stderr

@@ -99,7 +99,7 @@ def test_what_cannot_be_done_is_said_in_one_paragraph(folder):
     assert "f32, f16, q8_0" in _refused("export", "ours", "x.gguf", "--precision", "q2")
     (folder / "gemma").mkdir()
     keys = {"architectures": ["Gemma2ForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2}
-    (folder / "gemma" / "config.json").write_text(json.dumps(keys))
+    (folder / "gemma" / "config.json").write_text(json.dumps(keys), encoding="utf-8")
     assert "attn_logit_softcapping = 50.0" in _refused("import", "gemma", "--out", "x")
     assert not (folder / "x").exists()
     assert not list(folder.glob(".x-*"))

@@ -12,7 +12,7 @@ from cluster.stage import fingerprint
 from flows.graph import graph
 from flows.recipe_read import read_recipe
 
-KNOWN = json.loads((Path(__file__).parent / "fingerprints.json").read_text())
+KNOWN = json.loads((Path(__file__).parent / "fingerprints.json").read_text(encoding="utf-8"))
 ROOT = Path(__file__).parents[2]
 SHIPPED = {path.stem for path in (ROOT / "flows" / "recipes").glob("*.toml")}
 

@@ -30,7 +30,7 @@ seed = 9
 def steps(tmp_path: Path) -> Any:
     def make(*overrides: str) -> Any:
         path = tmp_path / "r.toml"
-        path.write_text(RECIPE)
+        path.write_text(RECIPE, encoding="utf-8")
         return graph(read_recipe(str(path), overrides))
 
     return make

@@ -76,7 +76,7 @@ def test_without_a_kl_there_is_no_reference_pass() -> None:
 def test_pairs_are_two_rows_and_nothing_is_sampled(tmp_path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     line = '{"messages": [{"role": "user", "content": "abcdef"}], "chosen": "abc", "rejected": "abcdefghi"}\n'
-    pairs.write_text(line * 3)
+    pairs.write_text(line * 3, encoding="utf-8")
     given = {"tasks": (), "preferences": (str(pairs),)}
     dpo, simpo = (works(cost(method=method, **given)) for method in ("dpo", "simpo"))
     length = round(6 / 3 + 6) + round(6 / 3 + 6)

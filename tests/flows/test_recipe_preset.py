@@ -21,8 +21,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def model(*overrides: str, base: str | None = None, top: str | None = None) -> ModelConfig:
-    Path("base.toml").write_text(HEAD + (f"[model]\n{base}\n" if base else ""))
-    Path("top.toml").write_text('extends = "base.toml"\n' + (f"[model]\n{top}\n" if top else ""))
+    Path("base.toml").write_text(HEAD + (f"[model]\n{base}\n" if base else ""), encoding="utf-8")
+    Path("top.toml").write_text('extends = "base.toml"\n' + (f"[model]\n{top}\n" if top else ""), encoding="utf-8")
     return read_recipe("top.toml", overrides).model
 
 

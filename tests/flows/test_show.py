@@ -155,12 +155,15 @@ def test_what_processes_and_libraries_say_goes_to_the_log_and_the_console_to_the
         "    subprocess.run([sys.executable, '-c', 'print(\"child\")'])\n"
         "    logging.getLogger('ray').warning('logged'); warnings.warn('warned')\n"
         "    console.print('for the person')\n"
-        "print('after')\n"
+        "print('after')\n",
+        encoding="utf-8",
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=env)
+    out = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=env, encoding="utf-8"
+    )
     assert out.stdout == "for the person\nafter\n" and out.stderr == ""
-    log = (tmp_path / "a" / "the.log").read_text()
+    log = (tmp_path / "a" / "the.log").read_text(encoding="utf-8")
     assert all(w in log for w in ("printed", "to stderr", "from C", "C stderr", "child", "logged", "warned"))
     assert "for the person" not in log
 
@@ -321,10 +324,10 @@ def test_the_plan_sees_damage_and_leaves_it_where_it_is(tmp_path: Path) -> None:
     store = Artifacts(tmp_path / "store")
     artifact = run_step(fake_steps(stages)[0], store).artifact
     file = artifact.path() / "data.txt"
-    file.write_text("torn")
+    file.write_text("torn", encoding="utf-8")
     (planned,) = plan.look(fake_steps(stages), store)
     assert not planned.cached and planned.reasons[0].startswith("damaged:")
-    assert file.read_text() == "torn"
+    assert file.read_text(encoding="utf-8") == "torn"
 
 
 def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate() -> None:

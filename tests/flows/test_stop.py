@@ -31,6 +31,7 @@ class Started:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            encoding="utf-8",
         )
         self.children: list[psutil.Process] = []
         deadline = time.monotonic() + 240

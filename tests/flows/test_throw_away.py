@@ -64,8 +64,8 @@ def counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(graph, "LINE", list(graph.LINE))
     graph.register(graph.Place("counting", "tests.throw_away.counting:STAGE", writes=("numbers",)), after="pack")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "thrown.toml").write_text(RECIPE)
-    (tmp_path / "web.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "thrown.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "web.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     return tmp_path / "thrown.toml"
 
 
@@ -79,8 +79,10 @@ def three_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pat
     monkeypatch.setitem(objective.OBJECTIVES, "repeat", repeat)
     filters.register(Shouting)
     texts = [f"The number {n} is followed by {n + 1}, and {n * n} is its square." for n in range(400)]
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in [*texts, "A LOUD TEXT"]))
-    (tmp_path / "three.toml").write_text(THREE)
+    (tmp_path / "web.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in [*texts, "A LOUD TEXT"]), encoding="utf-8"
+    )
+    (tmp_path / "three.toml").write_text(THREE, encoding="utf-8")
     yield tmp_path / "three.toml"
     del filters.FILTERS["shouting"]
     filters._declare()

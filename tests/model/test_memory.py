@@ -82,7 +82,7 @@ def test_muon_keeps_one_moment_for_matrices():
     assert adamw - muon == 4 * matrices
 
 
-def test_seventy_billion_parameters_are_reckoned_without_allocating():
+def test_seventy_billion_parameters_are_estimated_without_allocating():
     shape = ModelConfig(128_256, max_seq_len=8192, **preset("70B"))
     total = parameters(shape).total
     none, full = (memory(shape, 1, 8192, checkpointing=kind, dtype=torch.bfloat16) for kind in ("none", "full"))

@@ -82,4 +82,7 @@ def test_the_kernel_for_documents_is_imported_where_it_is_used():
         "import sys, model.decoder, model.recompute; from model.kernels import varlen; "
         "print('torch._dynamo' in sys.modules, varlen.available(), 'torch._dynamo' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False True False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8").stdout
+        == "False True False\n"
+    )

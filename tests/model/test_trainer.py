@@ -93,7 +93,7 @@ def test_micro_batches_change_nothing_but_rounding():
 
 def test_two_workers_get_the_result_of_one_and_stop_together(tmp_path):
     mp.start_processes(run_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert ranks[0] == ranks[1], "every rank reports the same numbers and stops at the same step"
     # Rank 1 alone asked to stop after step 4: all stop with the next step, and the last one saved.
     assert ranks[0]["stopped"] and ranks[0]["step"] == 5 and ranks[0]["saved"] == [5]
@@ -116,7 +116,7 @@ def test_a_rank_that_raises_leaves_no_other_waiting(tmp_path):
     with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
         mp.start_processes(run_failing_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
     ended = time.time()
-    raised = json.loads((tmp_path / "rank1.json").read_text())
+    raised = json.loads((tmp_path / "rank1.json").read_text(encoding="utf-8"))
     assert (raised["kind"], raised["words"]) == ("ValueError", "the answer is 43") and ended - raised["at"] < 10
 
 

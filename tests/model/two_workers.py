@@ -44,7 +44,7 @@ def run_failing_rank(rank: int, world_size: int, folder: str) -> None:
         train(model, batches, config, world_size=world_size)
     except Exception as error:
         said = {"kind": type(error).__name__, "words": str(error), "at": time.time()}
-        (Path(folder) / f"rank{rank}.json").write_text(json.dumps(said))
+        (Path(folder) / f"rank{rank}.json").write_text(json.dumps(said), encoding="utf-8")
         raise
 
 
@@ -76,5 +76,5 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
         save=save,
     )
     values = {"curve": losses, "saved": saved, "step": result.step, "stopped": result.stopped}
-    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(values))
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(values), encoding="utf-8")
     dist.destroy_process_group()

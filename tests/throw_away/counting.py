@@ -36,7 +36,7 @@ class CountingSummary(Summary):
 
 
 def run(ws: Workspace) -> CountingSummary:
-    (ws.out / "numbers.txt").write_text(" ".join(str(n + 1) for n in range(ws.config.up_to)))
+    (ws.out / "numbers.txt").write_text(" ".join(str(n + 1) for n in range(ws.config.up_to)), encoding="utf-8")
     return CountingSummary(ws.config.up_to)
 
 

@@ -128,7 +128,7 @@ def known_functions(packages: tuple[str, ...]) -> tuple[Function, ...]:
     key = hashlib.sha256(f"{CACHE_VERSION}|{digest}".encode()).hexdigest()[:20]
     path = cache_root() / "functions" / f"{key}.json"
     try:
-        return tuple(Function(*row) for row in json.loads(path.read_text()))
+        return tuple(Function(*row) for row in json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass
     found: dict[str, Function] = {}
@@ -184,7 +184,7 @@ def _documented(node: Scope, prefix: str, module: str) -> Iterator[FunctionInfo]
 def _remember(path: Path, functions: tuple[Function, ...]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
             json.dump(functions, file)
         Path(file.name).replace(path)
     except OSError:  # a cache that can't be written is only slower

@@ -58,14 +58,16 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tup
     info = tokenizer.info
     if "library" in info:
         for name, text in info["files"].items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         if info["library"] == "whole-text":
             (folder / "tokenizer.model").write_bytes(tokenizer.model)
         ids = {f"{name}_token_id": i for name, i in info["ids"].items()}
         return ids, json.loads(info["files"].get("generation_config.json", "{}")) or ids
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    (folder / "tokenizer.json").write_text(json.dumps(as_huggingface(tokenizer), ensure_ascii=False, indent=1) + "\n")
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "tokenizer.json").write_text(
+        json.dumps(as_huggingface(tokenizer), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -76,7 +78,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tup
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     return ids, ids | {"eos_token_id": list(tokenizer.stop_ids)}
 
@@ -240,7 +242,7 @@ def _foreign(source: Path, library: str, special: dict[str, int]) -> dict[str, A
         ]
         ids |= {name: found[0]} if found else {}
     adds_bos = _adds_bos(source, library, about, ids.get("bos"))
-    files = {n: (source / n).read_text() for n in KEPT if (source / n).is_file()}
+    files = {n: (source / n).read_text(encoding="utf-8") for n in KEPT if (source / n).is_file()}
     return foreign_info(library, special, ids, adds_bos, files)
 
 
@@ -284,4 +286,4 @@ def _content(token: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -35,7 +35,10 @@ class Tokenizer:
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         try:
-            self._load((folder / "tokenizer.model").read_bytes(), json.loads((folder / "tokenizer.json").read_text()))
+            self._load(
+                (folder / "tokenizer.model").read_bytes(),
+                json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")),
+            )
         except FileNotFoundError as error:
             raise UserError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
 
@@ -110,7 +113,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / "tokenizer.model").write_bytes(self.model)
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n")
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n", encoding="utf-8")
 
 
 def info_of(model: bytes, algorithm: str) -> dict[str, Any]:

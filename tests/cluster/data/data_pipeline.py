@@ -39,7 +39,7 @@ def ids(artifact: Artifact) -> list[str]:
 
 
 def quarantine(artifact: Artifact) -> list[tuple[str, str, str]]:
-    lines = (artifact.path() / "quarantine.jsonl").read_text().splitlines()
+    lines = (artifact.path() / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
     return [(row["source"], row["where"], row["reason"]) for row in map(json.loads, lines)]
 
 

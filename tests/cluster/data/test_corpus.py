@@ -39,11 +39,11 @@ def mixed(tmp_path):
     (folder / "b.jsonl.gz").write_bytes(broken[: len(broken) // 2])
     (folder / "c.jsonl.zst").write_bytes(zstandard.compress(jsonl(["packed"]) + b"{bad}\n"))
     pq.write_table(pa.table({"text": ["row one", None, " ", "row four"]}), folder / "d.parquet")
-    (folder / "deep" / "e.txt").write_text("a file\nis a document\n")
+    (folder / "deep" / "e.txt").write_text("a file\nis a document\n", encoding="utf-8")
     (folder / "deep" / "f.md").write_bytes(b"broken \xff")
     (folder / "deep" / "g.parquet").write_bytes(b"PAR1 but no more")
     (folder / "deep" / "h.bin").write_bytes(b"not for us")
-    (folder / "deep" / ".hidden.txt").write_text("not for us")
+    (folder / "deep" / ".hidden.txt").write_text("not for us", encoding="utf-8")
     return folder
 
 
@@ -88,7 +88,7 @@ def many(tmp_path):
     for number in range(7):
         texts = [f"{number} {i} " + "word " * (i % 50) if i % 11 else "" for i in range(300)]
         (folder / f"{number}.jsonl").write_bytes(jsonl(texts))
-    (folder / "t.txt").write_text("one\n\ntwo\ntwo\n\n\nthree")
+    (folder / "t.txt").write_text("one\n\ntwo\ntwo\n\n\nthree", encoding="utf-8")
     return folder
 
 
@@ -136,7 +136,7 @@ def test_caps_are_exact_and_take_the_first_documents(ray_local, tmp_path, many):
 
 def test_fields_and_ids_of_ones_own(ray_local, tmp_path):
     data = tmp_path / "data.txt"
-    data.write_text('{"body": "x y", "key": "k1"}\n{"body": "z", "key": null}\n')
+    data.write_text('{"body": "x y", "key": "k1"}\n{"body": "z", "key": null}\n', encoding="utf-8")
     source = {"name": "s", "path": str(data), "format": "jsonl", "text_field": "body", "id_field": "key"}
     assert ids(run_corpus(tmp_path / "store", [source])) == ["s/k1", "s/data.txt:2"]
 

@@ -38,12 +38,12 @@ def folder(tmp_path):
     everything = texts + near + exact
     records = [{"text": " ".join(words) + "\r\n"} for words in everything]
     records += [{"text": "too short"}, {"text": " ".join(prose(rng, 60)[:30] * 5)}]
-    (tmp_path / "prose.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "prose.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     (tmp_path / "code").mkdir()
     for i in range(5):
         lines = [f"def function_{i}_{j}(x):\n    return x * {i * j}\n\n" for j in range(30)]
-        (tmp_path / "code" / f"m{i}.py").write_text("".join(lines))
-    (tmp_path / "code" / "gen.py").write_text("# auto-generated\n" + "value = other\n" * 50)
+        (tmp_path / "code" / f"m{i}.py").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "code" / "gen.py").write_text("# auto-generated\n" + "value = other\n" * 50, encoding="utf-8")
     return tmp_path
 
 

@@ -22,7 +22,7 @@ def digests(artifact):
 def texts(artifact, tokenizer, split):
     """{source: [text of each document]} read back from the files alone."""
     folder = artifact.path()
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     found = {}
     for source, splits in index["sources"].items():
         found[source] = []
@@ -61,7 +61,7 @@ def test_every_document_is_there_once_in_its_order_with_its_text_and_bytes(packe
 
 
 def rows_index(artifact):
-    return json.loads((artifact.path() / "index.json").read_text())
+    return json.loads((artifact.path() / "index.json").read_text(encoding="utf-8"))
 
 
 def test_summary_counts_what_is_in_the_files(packed):

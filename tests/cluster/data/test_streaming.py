@@ -25,11 +25,11 @@ def tasks():
         for number in range(part["count"]):
             time.sleep(part.get("sleep", 0.0))
             if "beat" in part:
-                Path(part["beat"]).write_text(str(number))
+                Path(part["beat"]).write_text(str(number), encoding="utf-8")
             if part.get("fail") == number:
                 raise ValueError("what the reader says\nin two lines")
             if part.get("die") == number and not Path(part["grave"]).exists():
-                Path(part["grave"]).write_text("")
+                Path(part["grave"]).write_text("", encoding="utf-8")
                 time.sleep(0.5)  # the others' turn: they fill up what may lie unread
                 os._exit(1)
             fill = ["x" * part.get("fill", 0)]
@@ -37,7 +37,7 @@ def tasks():
 
     def double(unit, factor, folder):
         if folder:
-            (Path(folder) / str(unit)).write_text("")
+            (Path(folder) / str(unit)).write_text("", encoding="utf-8")
         time.sleep(0.05 if unit == 0 else 0.0)
         return unit * factor
 
@@ -88,7 +88,7 @@ def test_results_arrive_while_their_unit_still_runs_and_wait_where_nobody_reads(
     tables = stream(read, [{"part": 0, "count": 100, "fill": 3_000_000, "beat": str(beat)}])
     next(tables)
     time.sleep(1.0)
-    assert int(beat.read_text()) < 60
+    assert int(beat.read_text(encoding="utf-8")) < 60
     assert len(places(tables)) > 90
 
 
@@ -96,7 +96,7 @@ def test_results_arrive_while_their_unit_still_runs_and_wait_where_nobody_reads(
 def test_no_more_units_are_in_flight_than_the_window_holds(ray_local, tmp_path, kill):
     def overlap(unit, folder):
         mine = Path(folder) / str(unit)
-        mine.write_text("")
+        mine.write_text("", encoding="utf-8")
         time.sleep(0.05)
         together = len(list(Path(folder).iterdir()))
         mine.unlink()
@@ -113,9 +113,9 @@ def test_work_ends_when_the_reader_has_enough(ray_local, tmp_path, check):
     next(tables)
     tables.close()
     time.sleep(0.5)
-    then = beat.read_text()
+    then = beat.read_text(encoding="utf-8")
     time.sleep(0.5)
-    assert beat.read_text() == then
+    assert beat.read_text(encoding="utf-8") == then
 
 
 def test_the_process_keeps_its_settings(ray_local):
@@ -137,15 +137,15 @@ RUNS = [ordered, tasks_alone, gathered]
 
 @pytest.mark.parametrize("run", RUNS)
 def test_what_a_person_gave_is_said_in_its_own_words_and_all_else_keeps_its_traceback(ray_local, run):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as mistake:
         list(run(wrong, range(3), UserError("no such file\nin two lines")))
-    assert type(told.value) is UserError and str(told.value) == "no such file\nin two lines"
-    assert told.value.__cause__ is None and told.value.__suppress_context__
+    assert type(mistake.value) is UserError and str(mistake.value) == "no such file\nin two lines"
+    assert mistake.value.__cause__ is None and mistake.value.__suppress_context__
     with pytest.raises(ConnectionError) as raised:
         list(run(wrong, range(3), ConnectionResetError(104, "reset")))
     assert type(raised.value) is ConnectionResetError and raised.value.args == (104, "reset")
-    told = "".join(traceback.format_exception(raised.value))
-    assert "in wrong" in told and "retried_map_errors" not in told and "SystemException" not in told
+    trace = "".join(traceback.format_exception(raised.value))
+    assert "in wrong" in trace and "retried_map_errors" not in trace and "SystemException" not in trace
 
 
 def test_a_unit_that_fails_leaves_those_before_it(ray_local):

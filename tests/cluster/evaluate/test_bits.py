@@ -38,7 +38,7 @@ def write_tokens(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
     sources = {"prose": {"train": split, "validation": split}}
     index = {"dtype": "<u2", "vocab_size": tokenizer.vocab_size, "sources": sources}
     named = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "bos", "eos")}
-    (folder / "index.json").write_text(json.dumps(index | named))
+    (folder / "index.json").write_text(json.dumps(index | named), encoding="utf-8")
     return ids
 
 

@@ -48,7 +48,7 @@ def test_choices_are_ranked_by_log_probability_per_byte(folder: Path, tmp_path: 
     best = rates.index(max(rates))
     path = tmp_path / "items.jsonl"
     items = [{"messages": messages, "choices": choices, "answer": answer} for answer in range(3)]
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     task = TaskConfig(name="t", kind="choice", data=str(path))
     given = score_choices(model, tokenizer, task, EvaluateConfig())
     assert given == [float(answer == best) for answer in range(3)]
@@ -70,7 +70,7 @@ def test_choices_are_weighed_by_their_utf_8_bytes_not_by_their_characters(tmp_pa
     assert per_byte[0] > per_byte[1] and per_character[0] < per_character[1], "the case must tell them apart"
     path = tmp_path / "items.jsonl"
     item = {"messages": [{"role": "user", "content": "Four?"}], "choices": choices}
-    path.write_text("".join(json.dumps(item | {"answer": answer}) + "\n" for answer in (0, 1)))
+    path.write_text("".join(json.dumps(item | {"answer": answer}) + "\n" for answer in (0, 1)), encoding="utf-8")
     task = TaskConfig(name="t", kind="choice", data=str(path))
     assert score_choices(model, tokenizer, task, EvaluateConfig()) == [1.0, 0.0]
 
@@ -89,7 +89,9 @@ def test_choices_are_ranked_by_the_bound_if_the_model_fills_in(tmp_path: Path) -
         rates = [total / len(choice.encode()) for total, choice in zip(totals, choices, strict=True)]
         best = rates.index(max(rates))
         path = tmp_path / "items.jsonl"
-        path.write_text("".join(json.dumps({**form, "choices": choices, "answer": a}) + "\n" for a in range(4)))
+        path.write_text(
+            "".join(json.dumps({**form, "choices": choices, "answer": a}) + "\n" for a in range(4)), encoding="utf-8"
+        )
         task = TaskConfig(name="t", kind="choice", data=str(path))
         assert score_choices(model, tokenizer, task, EvaluateConfig()) == [float(a == best) for a in range(4)]
 

@@ -31,7 +31,7 @@ def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     tokenizer = Tokenizer(folder)
     path = tmp_path / "items.jsonl"
     item = {"prompt": "2 + 3 = ", "answer": "5", "verifier": "exact"}
-    path.write_text(f"{json.dumps(item)}\n" * 4)
+    path.write_text(f"{json.dumps(item)}\n" * 4, encoding="utf-8")
     five, end = tokenizer.encode("5"), [tokenizer.end_id]
     asked: list[Decoding] = []
 
@@ -66,7 +66,7 @@ def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(
 
     monkeypatch.setattr(logprobs, "sequence_logprobs", spy)
     path = tmp_path / "items.jsonl"
-    path.write_text(json.dumps({"prompt": prompt, "choices": choices, "answer": 0}))
+    path.write_text(json.dumps({"prompt": prompt, "choices": choices, "answer": 0}), encoding="utf-8")
     score_choices(model, tokenizer, TaskConfig(name="t", kind="choice", data=str(path)), EvaluateConfig())
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     for (tokens, mask), choice in zip(scored, choices, strict=True):
@@ -84,7 +84,7 @@ def test_the_end_of_an_answer_counts_among_its_tokens(tmp_path: Path) -> None:
     assert 2 * len(tokenizer.encode(choices[0])) == len(tokenizer.encode(choices[1]))
     path = tmp_path / "items.jsonl"
     item = {"messages": [{"role": "user", "content": "?"}], "choices": choices, "answer": 1}
-    path.write_text(json.dumps(item))
+    path.write_text(json.dumps(item), encoding="utf-8")
     task = TaskConfig(name="t", kind="choice", data=str(path))
     assert score_choices(model, tokenizer, task, EvaluateConfig()) == [1.0]
 

@@ -62,7 +62,7 @@ def test_transformers_gives_the_same_logits(folder, tmp_path):
 
 
 def test_what_has_no_place_in_a_file_is_refused(folder, tmp_path):
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     other = tmp_path / "other"
     other.mkdir()
     for name in ("tokenizer.model", "tokenizer.json", "model.safetensors"):
@@ -72,7 +72,7 @@ def test_what_has_no_place_in_a_file_is_refused(folder, tmp_path):
         ({"qkv_bias": True}, "qkv_bias"),
         ({"rope_scaling": {"kind": "yarn", "factor": 2.0}}, "yarn"),
     ):
-        (other / "config.json").write_text(json.dumps(config | changes))
+        (other / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             export_gguf(other, tmp_path / "x.gguf")
     with pytest.raises(ValueError, match="f32, f16, q8_0"):

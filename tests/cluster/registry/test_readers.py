@@ -134,7 +134,9 @@ def test_look_ups_in_a_sqlite_file_import_no_mlflow(tmp_path):
     place = sqlite_place(tmp_path)
     champion(place.uri)
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    done = subprocess.run([sys.executable, "-c", QUICK, place.uri, tmp_path], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK, place.uri, tmp_path], env=env, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -66,7 +66,7 @@ def test_two_processes_that_download_one_model_both_get_it(place, tmp_path, monk
         for folder in (got, others):
             folder.mkdir()
             for name in FILES:
-                (folder / name).write_text(folder.name)
+                (folder / name).write_text(folder.name, encoding="utf-8")
         return str(got)
 
     version = Registry(place).get("models:/m/1")
@@ -74,7 +74,7 @@ def test_two_processes_that_download_one_model_both_get_it(place, tmp_path, monk
     key = find.hashlib.sha256(text.encode()).hexdigest()[:20]
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
     folder = model_folder("models:/m/1", place)
-    assert (folder / FILES[0]).read_text() == key
+    assert (folder / FILES[0]).read_text(encoding="utf-8") == key
     assert [p.name for p in (tmp_path / "cache" / "models").iterdir()] == [key]
 
 

@@ -89,7 +89,7 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
     assert {f"artifacts/model/{f}" for f in FILES} == {f for f in files if f.startswith("artifacts/")}
     assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".bin"))]
     assert {"MLmodel", "pyfunc.py", "input_example.json"} <= files
-    requirements = (folder / "requirements.txt").read_text().split()
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     assert all("==" in r for r in requirements)
     assert {r.split("==")[0] for r in requirements} == {"torch", "numpy", "safetensors", "sentencepiece", "mlflow"}
     from mlflow.models import Model
@@ -165,7 +165,9 @@ def test_the_registered_model_answers_in_a_fresh_process_without_pickle(line, tm
     _, place, _, _ = line
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHONPATH"))}
     env |= {"MLFLOW_TRACKING_URI": place.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    done = subprocess.run([sys.executable, "-c", FRESH], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     text, two, chat, same_chat, streamed, sampled = json.loads(done.stdout)
     generator = Generator.load("models:/tiny@champion", place)
@@ -220,7 +222,7 @@ def test_a_malformed_uri_is_refused(uri):
 
 
 def test_a_folder_that_lacks_files_says_which(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LookupError, match=r"has no model\.safetensors, tokenizer\.model, tokenizer\.json"):
         model_folder(tmp_path)
 

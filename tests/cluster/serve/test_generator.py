@@ -105,5 +105,7 @@ def test_the_module_imports_no_heavy_library() -> None:
         "import sys, cluster.serve.generator; "
         "print([m for m in ('mlflow', 'torch', 'ray', 'sqlalchemy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], encoding="utf-8"
+    )
     assert done.stdout == "[]\n", done.stderr

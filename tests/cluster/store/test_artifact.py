@@ -39,7 +39,7 @@ def test_what_is_published_is_found_and_read_in_any_process(store_url, tmp_path)
     assert contents(found.path()) == FILES
     assert found.manifest.size == 5002
     code = f"import pickle; print((pickle.loads({pickle.dumps(found)!r}).path() / 'weights').read_text(), end='')"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
     assert other.stdout == FILES["weights"]
 
 
@@ -273,7 +273,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_url, tmp_path, monkeypa
     Artifacts(url, tmp_path / "writer").publish(manifest(), build(tmp_path, FILES))
     found = Artifacts(url, tmp_path / "reader").find("model", FP)
     assert found is not None
-    (found.path() / "weights").write_text("x" * 5000)
+    (found.path() / "weights").write_text("x" * 5000, encoding="utf-8")
     monkeypatch.setattr(folder_module, "_verified", set())
     assert contents(found.path()) == FILES
     assert Artifacts(url).find("model", FP) is not None  # the store's own was never at fault

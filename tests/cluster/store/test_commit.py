@@ -90,9 +90,9 @@ def test_a_deleted_folder_loses_its_manifest_first(s3_url, tmp_path, monkeypatch
 def test_what_is_half_written_is_in_no_listing(tmp_path):
     store = open_store(tmp_path)
     store.write("model/a", b"x")
-    (tmp_path / "model" / ".tmp-file").write_text("half")
+    (tmp_path / "model" / ".tmp-file").write_text("half", encoding="utf-8")
     (tmp_path / "model" / ".tmp-folder").mkdir()
-    (tmp_path / "model" / ".tmp-folder" / "weights").write_text("half")
+    (tmp_path / "model" / ".tmp-folder" / "weights").write_text("half", encoding="utf-8")
     assert [e.key for e in store.list()] == ["model/a"]
     assert list(store.folders("model")) == []
 
@@ -106,7 +106,7 @@ def test_a_download_that_was_killed_leaves_nothing_behind_once_the_copy_is_there
     copy = folder_module.cached_folder(store, found.manifest.prefix, found.manifest.created, tmp_path / "reader")
     half = copy.with_name(f"{copy.name}.part-killed")
     half.mkdir(parents=True)
-    (half / "weights").write_text("half")
+    (half / "weights").write_text("half", encoding="utf-8")
     assert contents(found.path()) == FILES
     assert not half.exists()
 

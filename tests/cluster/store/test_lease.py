@@ -60,7 +60,9 @@ def process(code: str, *arguments: object) -> Iterator[subprocess.Popen]:
     """A run of its own, killed at the end."""
     root = str(Path(__file__).parents[3])
     command = [sys.executable, "-c", SETUP + code, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root}, encoding="utf-8"
+    ) as child:
         try:
             yield child
         finally:

@@ -281,7 +281,7 @@ def test_a_source_means_the_same_files_here_and_on_s3(source_url, pattern, names
 
 
 def test_a_file_with_a_wildcard_in_its_name_is_taken_as_it_is(tmp_path):
-    (tmp_path / "a[1].txt").write_text("x")
+    (tmp_path / "a[1].txt").write_text("x", encoding="utf-8")
     assert [f.name for f in expand(tmp_path / "a[1].txt")] == ["a[1].txt"]
 
 
@@ -330,17 +330,17 @@ def test_the_digest_of_a_source_is_that_of_its_names_and_content(source_url):
 def test_a_local_digest_follows_content_not_place_or_time(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text("same")
+        (tmp_path / name / "x").write_text("same", encoding="utf-8")
     os.utime(tmp_path / "there" / "x", (1, 1))
     assert digest_source(tmp_path / "here") == digest_source(tmp_path / "there")
 
 
 def test_a_file_rewritten_with_its_old_size_and_time_right_away_is_noticed(tmp_path):
     path = tmp_path / "x"
-    path.write_text("aaaa")
+    path.write_text("aaaa", encoding="utf-8")
     stat = path.stat()
     before = digest_source(path)
-    path.write_text("bbbb")
+    path.write_text("bbbb", encoding="utf-8")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert digest_source(path) != before
 
@@ -349,7 +349,7 @@ def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
     from cluster.store import digest
 
     path = tmp_path / "x"
-    path.write_text("aaaa")
+    path.write_text("aaaa", encoding="utf-8")
     os.utime(path, (1000, 1000))
     first = digest_source(path)
     monkeypatch.setattr(digest, "sha256_file", lambda path: pytest.fail("read again"))
@@ -357,9 +357,9 @@ def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
-    (tmp_path / "x").write_text("aaaa")
+    (tmp_path / "x").write_text("aaaa", encoding="utf-8")
     expected = digest_source(tmp_path / "x")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "file" / "cache"))
     assert digest_source(tmp_path / "x") == expected
 

@@ -19,13 +19,13 @@ def build(tmp_path: Path, files: dict[str, str]) -> Path:
     folder = tmp_path / f"build-{uuid.uuid4().hex[:8]}"
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
 def contents(folder: Path) -> dict[str, str]:
     return {
-        p.relative_to(folder).as_posix(): p.read_text()
+        p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8")
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != MANIFEST
     }

@@ -74,7 +74,9 @@ def test_the_same_spec_gives_the_same_svg_in_another_process_on_another_day():
     here = svg(LINE)
     code = f"nan = float('nan'); from cluster.tracking.figures import svg; print(svg({LINE!r}), end='')"
     env = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
-    there = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    there = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     assert there == here
 
 

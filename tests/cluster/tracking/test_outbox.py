@@ -28,7 +28,7 @@ class Box:
     def __init__(self, place: Place, folder: Path, name: str = "demo", live: bool = True, **opening):
         folder.mkdir()
         line = {"uri": place.uri, "experiment": "line", "artifact_root": place.artifact_root}
-        (folder / "line.json").write_text(json.dumps(line))
+        (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
         self.place, self.folder, self.name = place, folder, name
         self.log, self.stage = EventLog(folder / "000-line.jsonl"), EventLog(folder / "000-line.stage")
         opened = {"type": "open", "name": name, "parent": None, "start": LATE, "tags": {}, **opening}
@@ -43,7 +43,9 @@ class Box:
         return runs(self.place, "line")[self.name]
 
     def table(self, name: str) -> dict:
-        return json.loads(Path(connect(self.place.uri).download_artifacts(self.run.info.run_id, name)).read_text())
+        return json.loads(
+            Path(connect(self.place.uri).download_artifacts(self.run.info.run_id, name)).read_text(encoding="utf-8")
+        )
 
     def refused(self) -> list[dict]:
         return [e for _, e in read_events(self.folder / "refused.jsonl")]

@@ -53,7 +53,9 @@ def test_what_the_user_has_set_for_mlflow_wins():
         "import os; from cluster.tracking.place import import_quietly; import_quietly();"
         "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ['MLFLOW_HTTP_REQUEST_MAX_RETRIES'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert done.stdout.split() == ["7", QUIET["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]]
 
 

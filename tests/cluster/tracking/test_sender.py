@@ -71,8 +71,8 @@ def test_one_success_ends_the_waiting(clock):
 def test_what_another_process_left_is_removed_when_it_is_delivered_and_not_before(tmp_path, whole):
     folder = tmp_path / "left"
     folder.mkdir()
-    (folder / "line.json").write_text("{}")
-    (folder / "refused.jsonl").write_text("why\n")
+    (folder / "line.json").write_text("{}", encoding="utf-8")
+    (folder / "refused.jsonl").write_text("why\n", encoding="utf-8")
     task = Task(Delivery(folder), claim(folder, new=True))
     task.delivery.away, task.delivery.whole = False, whole
     task.attempt()

@@ -46,7 +46,10 @@ def test_a_run_of_the_line_holds_a_run_of_each_stage(place, tmp_path):
     assert pretrain.data.tags["mlflow.parentRunId"] == pack.data.tags["mlflow.parentRunId"] == line.info.run_id
     assert line.data.params == {"train.lr": "0.001", "sources.0.name": "a"}
     assert line.data.tags["x"] == "y"
-    assert Path(connect(place.uri).download_artifacts(line.info.run_id, "recipe.toml")).read_text() == "name = 'demo'\n"
+    assert (
+        Path(connect(place.uri).download_artifacts(line.info.run_id, "recipe.toml")).read_text(encoding="utf-8")
+        == "name = 'demo'\n"
+    )
     assert pretrain.data.metrics == {"loss": 2.5, "documents/prose": 3.0}
     assert pretrain.data.params == {"d": "8"}
     assert pretrain.data.tags["tokenmill.fingerprint"] == "f1"
@@ -140,9 +143,9 @@ def test_a_batch_sent_twice_is_stored_once(place, tmp_path, monkeypatch):
     def save(self):
         if len(failures) < 8 and len(failures) % 2 == 0:
             failures.append("lost")
-            self._positions = {  # what the disk still says
-                k: outbox.Position(**v) for k, v in json.loads((self.folder / "position.json").read_text()).items()
-            } if (self.folder / "position.json").exists() else {}  # fmt: skip
+            kept = self.folder / "position.json"  # what the disk still says
+            said = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            self._positions = {k: outbox.Position(**v) for k, v in said.items()}
             raise OSError("no space left on device")
         failures.append("kept")
         real(self)
@@ -151,7 +154,7 @@ def test_a_batch_sent_twice_is_stored_once(place, tmp_path, monkeypatch):
     assert track.finish(timeout=60)
     assert failures.count("lost") == 4
     assert [p[:2] for p in curve(place, stage.run_id, "loss")] == [(s, float(s)) for s in range(50)]
-    table = Path(connect(place.uri).download_artifacts(stage.run_id, "samples.json")).read_text()
+    table = Path(connect(place.uri).download_artifacts(stage.run_id, "samples.json")).read_text(encoding="utf-8")
     assert json.loads(table) == {"columns": ["text"], "data": [["a"], ["b"]]}
     assert set(runs(place, "line")) == {"demo", "pretrain"}
 
@@ -210,7 +213,7 @@ def test_texts_tables_and_figures_reach_the_run(place, tmp_path):
     assert track.finish(timeout=60)
     client = connect(place.uri)
     assert {f.path for f in client.list_artifacts(stage.run_id)} == {"notes.md", "samples.json", "figures"}
-    table = json.loads(Path(client.download_artifacts(stage.run_id, "samples.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(stage.run_id, "samples.json")).read_text(encoding="utf-8"))
     assert table == {"columns": ["step", "text"], "data": [[0, "a"], [9, "é"]]}
     shown = json.loads(client.get_run(stage.run_id).data.tags["mlflow.loggedArtifacts"])
     assert shown == [{"path": "samples.json", "type": "table"}]  # what MLflow's own log_table writes
@@ -241,7 +244,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_loses_no_point_and_its_runs_are_marked_killed(place, tmp_path):
-    done = subprocess.run([sys.executable, "-c", DYING, tmp_path, "up"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, tmp_path, "up"], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == -signal.SIGKILL
     assert done.stdout == done.stderr == ""  # MLflow's chatter doesn't reach the terminal
     (tmp_path / "out" / "events.jsonl").unlink()  # as the next run of the stage does
@@ -293,9 +298,9 @@ def test_a_server_that_is_away_delays_nothing_and_the_next_run_delivers(place, t
     assert track.problem
     log.path.unlink()
     folder = track.folder
-    line = json.loads((folder / "line.json").read_text())
+    line = json.loads((folder / "line.json").read_text(encoding="utf-8"))
     line |= {"uri": place.uri, "artifact_root": place.artifact_root}  # it comes back, here as another
-    (folder / "line.json").write_text(json.dumps(line))
+    (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
     track._lock.close()  # as the end of its process does
 
     track = tracker(place)
@@ -390,12 +395,12 @@ def test_a_delivered_folder_is_never_found_half_removed(place, tmp_path, monkeyp
 
 def test_a_folder_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, caplog):
     (tmp_path / "gone").mkdir()
-    (tmp_path / "gone" / "line.json").write_text("{}")
+    (tmp_path / "gone" / "line.json").write_text("{}", encoding="utf-8")
     assert sender.left_behind(tmp_path, tmp_path / "own") == []  # its lock is gone already
     assert sorted(p.name for p in (tmp_path / "gone").iterdir()) == ["line.json"]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "lock").touch()
-    (tmp_path / "broken" / "line.json").write_text("{no JSON")
+    (tmp_path / "broken" / "line.json").write_text("{no JSON", encoding="utf-8")
     assert sender.left_behind(tmp_path, tmp_path / "own") == []
     assert [r.args[0].name for r in caplog.records] == ["broken"]
     assert sender.claim(tmp_path / "broken") is not None  # not held any longer

@@ -56,7 +56,7 @@ def test_a_server_that_dies_and_comes_back_gets_every_point_once(server, tmp_pat
     assert sorted(curve(place, stage.run_id, "loss")) == expected
     from cluster.tracking.place import connect
 
-    table = Path(connect(place.uri).download_artifacts(stage.run_id, "samples.json")).read_text()
+    table = Path(connect(place.uri).download_artifacts(stage.run_id, "samples.json")).read_text(encoding="utf-8")
     assert table.replace(" ", "").replace("\n", "") == '{"columns":["step"],"data":[[100],[300],[500]]}'
 
 

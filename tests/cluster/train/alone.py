@@ -59,5 +59,5 @@ def make_tokens(folder: Path) -> Path:
         splits[split] = {"shards": [names], "tokens": sum(map(len, ids)), "documents": count}
     index = {"dtype": "<u2", "vocab_size": tokenizer.vocab_size, "sources": {"prose": splits}}
     ids = {f"{n}_id": getattr(tokenizer, f"{n}_id") for n in ("pad", "bos", "eos")}
-    (folder / "index.json").write_text(json.dumps(index | ids))
+    (folder / "index.json").write_text(json.dumps(index | ids), encoding="utf-8")
     return folder

@@ -58,7 +58,7 @@ def train_and_fail(worker: Worker, config: Config) -> dict | StoppedAt:
 
     def fail(where: str) -> None:
         if where == config.where and worker.rank == config.rank and begun > 2:
-            with Path(config.marker).open("a") as file:
+            with Path(config.marker).open("a", encoding="utf-8") as file:
                 file.write(f"{time.time()}\n")
             raise KINDS[config.kind](WORDS)
 
@@ -108,7 +108,7 @@ def error_of(folder: Path, workers: int, **config: Any) -> tuple[BaseException, 
     session = Session(ClusterConfig.model_validate({"workers": workers, "cpus_per_worker": 0.5}))
     with pytest.raises(Exception) as caught:
         run_step(step, Artifacts(folder / "store"), Surroundings(session))
-    (at,) = marker.read_text().split()  # once: no restart
+    (at,) = marker.read_text(encoding="utf-8").split()  # once: no restart
     return caught.value, time.time() - float(at)
 
 

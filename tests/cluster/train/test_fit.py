@@ -38,16 +38,16 @@ def count(worker: Worker, config: Config) -> dict:
     if config.refuse:
         raise UserError("the recipe asks for what can't be")
     if config.note_pid:
-        Path(config.marker).write_text(str(os.getpid()))
+        Path(config.marker).write_text(str(os.getpid()), encoding="utf-8")
     found = worker.resume()
     for step in range((found[0] if found else 0) + 1, config.steps + 1):
         total = worker.mean({"rank": (float(worker.rank), 1)})
         worker.metrics(step, {"loss": float(step), **total})
         if step % 2 == 0:
-            worker.save(step, lambda folder: (folder / "state.txt").write_text("whole"))
+            worker.save(step, lambda folder: (folder / "state.txt").write_text("whole", encoding="utf-8"))
         if step == config.die_at and worker.rank == 0 and not Path(config.marker).exists():
             worker.flush()
-            Path(config.marker).write_text("died")
+            Path(config.marker).write_text("died", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
     return {"seen": worker.recall(config.steps), "resumed_from": found[0] if found else None}
 
@@ -132,7 +132,7 @@ def test_without_workers_this_process_trains_and_says_so(ray_local: Any, tmp_pat
     artifact = go(tmp_path, workers=0, marker=str(tmp_path / "pid"), note_pid=True)
     assert curve(artifact) == [1, 2, 3, 4, 5, 6]
     assert artifact.summary["devices"] == 1 and artifact.summary["seen"]["rank"] == 0.0
-    assert int((tmp_path / "pid").read_text()) == os.getpid()
+    assert int((tmp_path / "pid").read_text(encoding="utf-8")) == os.getpid()
     with pytest.raises(ValueError, match="the recipe asks for what can't be"):
         go(tmp_path, workers=0, refuse=True)
 
@@ -140,9 +140,9 @@ def test_without_workers_this_process_trains_and_says_so(ray_local: Any, tmp_pat
 @pytest.mark.parametrize("held", [0, 2, 4, 6])
 def test_the_curve_holds_what_the_checkpoint_has_whatever_of_it_was_sent(tmp_path: Path, held: int) -> None:
     lines = [json.dumps({"step": step}) + "\n" for step in range(1, 7)]
-    (tmp_path / "events.jsonl").write_text("".join(lines[:4]))
+    (tmp_path / "events.jsonl").write_text("".join(lines[:4]), encoding="utf-8")
     log = tmp_path / "log"
-    log.write_text("".join(lines[:held]))
+    log.write_text("".join(lines[:held]), encoding="utf-8")
     ws: Any = SimpleNamespace(checkpoints=SimpleNamespace(latest=lambda: (4, tmp_path)))
     _hold_lines(log, 4, ws)
-    assert log.read_text() == "".join(lines[:4])
+    assert log.read_text(encoding="utf-8") == "".join(lines[:4])

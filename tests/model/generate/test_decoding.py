@@ -89,4 +89,7 @@ def test_what_is_said_of_unmasking_is_known():
 
 def test_options_are_read_without_torch():
     code = "import sys, model.generate.decoding; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8").stdout
+        == "False\n"
+    )

@@ -74,7 +74,7 @@ def test_exported_again_every_bit_and_key_is_the_same(folders, tmp_path):
     _, theirs, ours = folders
     done = export_model(ours, tmp_path, {}, {})
     same_bits(tensors_of(theirs), tensors_of(tmp_path))
-    before, after = (json.loads((f / "config.json").read_text()) for f in (theirs, tmp_path))
+    before, after = (json.loads((f / "config.json").read_text(encoding="utf-8")) for f in (theirs, tmp_path))
     assert effective(read_config(tmp_path)[1]) == effective(read_config(theirs)[1])
     derived = {"lfm2": {"intermediate_size", "block_auto_adjust_ff_dim"}}.get(before["model_type"], set())
     for key in after.keys() - derived:
@@ -117,4 +117,4 @@ def test_half_precision_keeps_its_bits(folders, tmp_path):
     assert load_model(tmp_path / "ours").embedding.weight.dtype == torch.float32
     export_model(tmp_path / "ours", tmp_path / "again", {}, {})
     same_bits(tensors_of(tmp_path / "theirs"), tensors_of(tmp_path / "again"))
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"

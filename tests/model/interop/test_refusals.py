@@ -43,7 +43,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("architecture", "keys", "message"), REFUSED)
 def test_what_cannot_be_expressed_is_refused_by_name(architecture, keys, message, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "architectures": [architecture], **keys}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**SIZES, "architectures": [architecture], **keys}), encoding="utf-8"
+    )
     with pytest.raises(Unsupported, match=message):
         import_model(tmp_path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
@@ -55,7 +57,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
     save_model(lively(SHAPES["llama"]), tmp_path)
     with pytest.raises(LookupError, match="tokenmill model already"):
         import_model(tmp_path, tmp_path / "ours")
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LookupError, match="names neither"):
         import_model(tmp_path, tmp_path / "ours")
 
@@ -187,8 +189,10 @@ def test_heads_are_turned_whole_where_transformers_never_reads_the_share(tmp_pat
     from transformers import AutoModelForCausalLM
 
     their_model("llama-tied").save_pretrained(tmp_path / "theirs")
-    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"partial_rotary_factor": 0.5}))
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "theirs" / "config.json").write_text(
+        json.dumps(config | {"partial_rotary_factor": 0.5}), encoding="utf-8"
+    )
     import_model(tmp_path / "theirs", tmp_path / "ours")
     ours, theirs = load_model(tmp_path / "ours"), AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert ours.config.rope_fraction == 1

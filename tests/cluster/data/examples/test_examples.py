@@ -61,10 +61,10 @@ def test_a_wrong_record_is_named_by_its_file_and_line(tmp_path, read, record, me
 
 
 def test_what_is_no_json_or_not_there_is_said(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"messages": [')
+    (tmp_path / "x.jsonl").write_text('{"messages": [', encoding="utf-8")
     with pytest.raises(ValueError, match="no JSON object"):
         read_chat(str(tmp_path / "x.jsonl"))
-    (tmp_path / "x.jsonl").write_text("\n")
+    (tmp_path / "x.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no example"):
         read_chat(str(tmp_path / "x.jsonl"))
     with pytest.raises(ValueError, match="no such file"):

@@ -51,7 +51,7 @@ def test_a_filter_added_leaves_the_identity_of_recipes_without_it(shouting):
 
 def test_a_filter_added_works_in_the_stage_and_its_reasons_are_kept(ray_local, tmp_path, shouting):
     texts = ["a quiet text", "A LOUD TEXT", "Half LOUD"]
-    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     sources = [{"name": "x", "path": str(tmp_path / "x.jsonl")}]
     made = run_filter(tmp_path / "store", sources, rules=["shouting"], thresholds={"shouting": {"max_capitals": 0.6}})
     removed = pq.read_table(made.path() / "removed.parquet").to_pylist()

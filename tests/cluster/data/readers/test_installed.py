@@ -65,7 +65,9 @@ def test_the_plan_is_the_same_each_time_and_in_another_process():
     url = "installed://prose?packages=rich&max_mb=0.1"
     assert installed.plan(url) == installed.plan(url)
     code = f"from cluster.data.readers import installed; print(installed.digest({url!r}))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     assert out.strip() == installed.digest(url)
 
 
@@ -84,7 +86,9 @@ def test_reading_imports_none_of_the_packages():
         "assert sum(1 for p in installed.plan(url)[:1] for _ in installed.read(p, 10**7)) > 5\n"
         "print(sorted({'networkx', 'sympy', 'turtle', 'torch', 'ray'} & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     assert out.strip() == "[]"
 
 

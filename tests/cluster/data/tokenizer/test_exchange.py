@@ -15,7 +15,9 @@ from cluster.data.tokenizer.training import TokenizerConfig, train
 from tests.cluster.data import given as given_
 
 TEXTS = [text for _, text in given_.some_documents()]
-SOURCES = [p.read_text() for p in sorted(Path(__file__).parents[4].glob("cluster/**/*.py")) if p.stat().st_size][:20]
+SOURCES = [
+    p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parents[4].glob("cluster/**/*.py")) if p.stat().st_size
+][:20]
 ODD = [
     "",
     " ",
@@ -113,7 +115,7 @@ def test_a_byte_level_tokenizer_runs_and_goes_back_as_it_came(tmp_path):
     trained.train_from_iterator(SOURCES, vocab_size=600, special_tokens=["<|endoftext|>"])
     fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
     fast.save_pretrained(tmp_path / "theirs")
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({"eos_token_id": 0}), encoding="utf-8")
     (tmp_path / "ours").mkdir()
     assert "tokenizers" in str(import_tokenizer(tmp_path / "theirs", tmp_path / "ours", 640))
     ours = Tokenizer(tmp_path / "ours")
@@ -148,7 +150,7 @@ def test_another_sentencepiece_model_runs_as_it_was_trained(tmp_path):
     )
     (tmp_path / "tokenizer.model").write_bytes(out.getvalue())
     ids = {"bos_token_id": 1, "eos_token_id": [2, 7]}
-    (tmp_path / "config.json").write_text(json.dumps(ids))
+    (tmp_path / "config.json").write_text(json.dumps(ids), encoding="utf-8")
     (tmp_path / "ours").mkdir()
     assert import_tokenizer(tmp_path, tmp_path / "ours", 600) == "sentencepiece"
     ours = Tokenizer(tmp_path / "ours")
