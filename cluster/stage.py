@@ -31,6 +31,7 @@ from cluster.provenance import code_version, package_versions
 from cluster.report import Block
 from cluster.session import Session
 from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manifest
+from cluster.store.attempts import Attempt
 from cluster.store.checkpoints import Checkpoints
 from cluster.store.lease import lease
 from cluster.store.source import digest_source
@@ -158,6 +159,7 @@ class Workspace:
     session: Session  # Ray is up if the stage says that it uses Ray
     recipe: str
     hooks: Hooks
+    attempt: Attempt  # what it costs: a stage that uses several devices says so there
     tracked: Tracked | None = None
 
     @property
@@ -284,6 +286,7 @@ def _make_once(
             checkpoints = artifacts.checkpoints(mark, held.nonce)
             if force:
                 checkpoints.clear()  # from the start, not from where another had come
+                Attempt(artifacts.store, mark, held.nonce).clear()
             ours = replace(hooks, stopping=lambda: hooks.stopping() or held.lost())
             try:
                 return _make(step, inputs, artifacts, replace(surroundings, hooks=ours), there, checkpoints), False
@@ -315,13 +318,14 @@ def _make(
             session=surroundings.session,
             recipe=surroundings.recipe,
             hooks=hooks,
+            attempt=Attempt(artifacts.store, mark, checkpoints.nonce),
         )
         workspace.tracked = hooks.begin(stage, workspace)
         if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
             raise Stopped(f"{step.name} stopped before it began.")
-        started = time.perf_counter()
-        summary = stage.run(workspace)
-        wall = time.perf_counter() - started
+        with workspace.attempt:
+            summary = stage.run(workspace)
+        wall, devices = workspace.attempt.total()
         if not isinstance(summary, stage.summary):
             wanted = stage.summary.__name__
             raise TypeError(f"Stage {stage.name!r} returned a {type(summary).__name__}: its summary is a {wanted}.")
@@ -340,11 +344,12 @@ def _make(
             code_version=code_version(),
             packages=package_versions(),
             wall_seconds=round(wall, 3),
-            device_seconds=round(wall * float(values.get("devices", 1)), 3),
+            device_seconds=round(devices, 3),
         )
         if replaced and artifacts.manifest(stage.kind, mark) == replaced.manifest:
             artifacts.set_aside(stage.kind, mark, "it was made again, by force or because it no longer held")
         artifact = artifacts.publish(manifest, out)
+        workspace.attempt.clear()
         checkpoints.clear()
     return artifact
 

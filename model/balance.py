@@ -57,7 +57,8 @@ class Balance(nn.Module):
         p_NE, lse_N = torch.softmax(logits_NE, 1), torch.logsumexp(logits_NE, 1)
         f_E = counts_E / counts_E.sum()
         losses = torch.stack((E * (f_E * p_NE.mean(0)).sum(), lse_N.square().mean()))
-        tally = torch.cat((counts_E.float(), losses * self.divisor))
+        counted_E = counts_E.float() * (self.divisor > 0)  # rows without a loss are nobody's load
+        tally = torch.cat((counted_E, losses * self.divisor))
         self.tally = tally if self.tally is None else self.tally + tally
         slope_NE = 2 * self.config.z_loss * lse_N[:, None]
         if self.config.balance == "loss":

@@ -39,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainerState",
+    "as_trained",
     "micro_batches",
     "read_state",
     "train",
@@ -106,7 +107,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place, from step 0 or from the checkpoint folder `resume`, up to `config.steps`.
 
-    batches: step (from 0) -> this rank's rows of that global batch, a NamedTuple of tensors with rows first.
+    batches: step (from 0) -> this rank's rows of that global batch, a NamedTuple of tensors with rows first. A rank
+        that has none gives a row without a loss: every rank goes through every step.
     objective: the loss; default: that of `config.objective`.
     on_step: sees each report, on every rank; True from any rank asks to stop: at this step if there is one rank, with
         the next step if there are several (they agree in its all-reduce). A checkpoint is saved then.
@@ -154,8 +156,9 @@ def train(
             for name, value in micro_extras.items():
                 extras[name] = extras.get(name, torch.zeros((), device=device)) + value.detach()
         names = sorted(extras)
-        scalars = [loss_sum, *divmod(n_valid, COUNT), *divmod(batch[0].numel(), COUNT)]
-        scalars += [flops(batch, n_valid) / 1e9, float(stop), *(extras[name] for name in names)]
+        held = batch[0].numel() if n_valid else 0  # rows without a loss only keep a rank in step with the others
+        scalars = [loss_sum, *divmod(n_valid, COUNT), *divmod(held, COUNT)]
+        scalars += [flops(batch, n_valid) / 1e9 if held else 0.0, float(stop), *(extras[name] for name in names)]
         balances.take(gradients.loads)
         reduced = gradients.reduce(scalars, world_size)
         valid, tokens = (int(reduced[i] * COUNT + reduced[i + 1]) for i in (1, 3))
@@ -191,6 +194,23 @@ def train(
     return TrainResult(state.step, stopped, loss, state.tokens, state.skipped, total, reason)
 
 
+@torch.no_grad()
+def as_trained(
+    function: Callable[[Any], Tensor], batch: Any, config: TrainConfig, device: torch.device | str
+) -> Tensor:
+    """`function(micro-batch)`, rows first, over a batch as a step of training computes it; on the CPU, no gradient.
+
+    The same dtype and the same rows at once: what it gives of a model equals what the step's loss will see of that
+    model, so that the ratio of a policy to itself is 1.
+    """
+    dtype, _ = choose(config.precision, device)
+    parts = []
+    for micro in micro_batches(_to(batch, torch.device(device)), config, dtype):
+        with torch.autocast(torch.device(device).type, dtype) if dtype != torch.float32 else nullcontext():
+            parts.append(function(micro).cpu())
+    return torch.cat(parts)
+
+
 def _to(batch: Any, device: torch.device) -> Any:
     parts = (torch.as_tensor(part) for part in batch)
     integers = (torch.int32, torch.int16, torch.uint16, torch.uint32, torch.uint8)
@@ -200,5 +220,7 @@ def _to(batch: Any, device: torch.device) -> Any:
 def micro_batches(batch: Any, config: TrainConfig, dtype: torch.dtype) -> list[Any]:
     """Slices of a worker's rows that go through the model, which computes in `dtype`, one after the other."""
     rows = batch[0].shape[0]
+    if not rows:
+        raise ValueError("a batch without rows: a rank that has none gives a row without a loss")
     size = config.rows_at_once(rows, batch[0][0].numel(), batch[0].device.type, dtype.itemsize)
     return [type(batch)(*(part[i : i + size] for part in batch)) for i in range(0, rows, size)]

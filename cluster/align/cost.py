@@ -1,7 +1,7 @@
 """What RLHF would cost: what rollout.py and preferences.py run.
 
-Every answer is sampled to its last token, passes through the reference, and then through the policy forward
-and backward.
+Every answer is sampled to its last token, passes through the policy and the reference, and then through the policy
+forward and backward.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def rlhf_cost(step: Step, machine: Machine) -> Cost:
         fed = answer - 1  # the last token is drawn, and goes in no more
         flops = forward(sampled, prompt, (prompt + 1) / 2, 1) + forward(sampled, fed, prompt + answer / 2, fed)
         works.append(machine.work("sampling", sampled * length, flops, SAMPLING))
+        works.append(machine.work("old policy", learned * length, learned * once))
         if rlhf.kl_coef:
             works.append(machine.work("reference", learned * length, learned * once))
     works.append(machine.work("update", learned * length, 3 * learned * once))

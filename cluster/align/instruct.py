@@ -2,7 +2,7 @@
 
 The base model's weights, the same training loop and the same rows of packed tokens as pretraining; only the batches
 differ: whole conversations, best-fit packed, positions restarting at each, targets masked outside the assistant's
-turns. With `replay` some rows of each batch are the pretraining's own text, so that the model doesn't forget it.
+turns. With `replay` that share of the run's rows is the pretraining's own text, so that the model doesn't forget it.
 Under masked diffusion only the assistants' tokens are ever hidden, and eos follow each conversation (CANVAS).
 Examples come from JSON-lines files ({"messages": [{"role", "content"}, …]}) or from `generated://…`.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.data.examples import examples
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
 from cluster.train.cost import training_cost
@@ -36,18 +37,37 @@ class InstructConfig(BaseModel):
 
     data: tuple[str, ...] = Field(min_length=1, description="chat examples: paths, globs, s3://…, generated://…")
     train: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup_steps=10, checkpoint_every=100)
-    replay: float = Field(0.0, ge=0, lt=1, description="share of a batch's rows from the pretraining text")
+    replay: float = Field(0.0, ge=0, lt=1, description="share of all rows that are of the pretraining text")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _trains_on_both(self) -> InstructConfig:
+        rows = self.train.steps * self.train.batch_size
+        if self.replay and min(self.replay, 1 - self.replay) * rows < 1:
+            few = "text" if self.replay < 0.5 else "chat"
+            raise UserError(
+                f"replay = {self.replay} of {rows} rows (train.steps * train.batch_size) is less than one row of "
+                f"{few}: train on more rows, or change replay."
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class InstructSummary(TrainingSummary):
-    """How many chat examples there were, were cut, were left out; and the rows that they fill."""
+    """How many chat examples there were, were cut, were left out; the rows that they fill; and rows of text read."""
 
     examples: int = 0
     truncated: int = 0
     dropped: int = 0
     rows: int = 0
+    replayed: int = 0
+
+    def words(self) -> str:
+        words = [super().words()]
+        words += [f"{self.replayed:,} rows of replayed text"] if self.replayed else []
+        words += [f"{self.truncated} of {self.examples} conversations cut at seq_len"] if self.truncated else []
+        words += [f"{self.dropped} left out, whose answers begin after it"] if self.dropped else []
+        return ", ".join(words)
 
 
 def external(config: InstructConfig) -> dict[str, str]:
@@ -72,10 +92,9 @@ def run_instruct(ws: Workspace) -> InstructSummary:
 
 
 def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
-    import numpy as np
-
     from cluster.data.chat_rows import ChatRows
-    from cluster.data.rows import RowBatch, TokenRows
+    from cluster.data.replay import TEXT, ReplayedRows
+    from cluster.data.rows import TokenRows
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_model
 
@@ -83,33 +102,26 @@ def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
     model = load_model(folder)
     objective, kind = objective_for(config.train, model.config, config.seed), OBJECTIVES[config.train.objective]
     tail = CANVAS if kind.generates == "unmasking" else 0
-    chats = examples.read_chat(config.data)
-    rows = ChatRows(chats, Tokenizer(folder), config.train.seq_len, config.seed, kind.ahead, tail)
-
-    replayed = round(config.replay * config.train.batch_size)
-    fresh = config.train.batch_size - replayed
-    text = TokenRows(given.tokens.path(), config.train.seq_len, config.seed, ahead=kind.ahead)
+    train = config.train
+    chats = ChatRows(examples.read_chat(config.data), Tokenizer(folder), train.seq_len, config.seed, kind.ahead, tail)
+    text = TokenRows(given.tokens.path(), train.seq_len, config.seed, ahead=kind.ahead)
+    rows = ReplayedRows(chats, text, config.replay, train.steps * train.batch_size, config.seed)
 
     def batches(step: int) -> Any:
-        first = step * config.train.batch_size
-        parts, samples = [rows.batch(step, fresh, worker.rank, worker.world_size)], [*numbers(worker, first, fresh)]
-        if replayed:
-            parts.append(text.batch(step, replayed, worker.rank, worker.world_size))
-            samples += numbers(worker, first + fresh, replayed)
-        arrays = RowBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-        return batch_for(objective, arrays, samples)
+        arrays = rows.batch(step, train.batch_size, worker.rank, worker.world_size)
+        return batch_for(objective, arrays, numbers(worker, step * train.batch_size, train.batch_size))
 
     summary = run_trainer(worker, model, batches, config.train, objective.loss)
     if isinstance(summary, StoppedAt):
         return summary
-    counts = {"examples": rows.examples, "truncated": rows.truncated, "dropped": rows.dropped, "rows": len(rows)}
-    return summary | counts
+    counts = {"examples": chats.examples, "truncated": chats.truncated, "dropped": chats.dropped, "rows": len(chats)}
+    return summary | counts | {"replayed": rows.count(TEXT)}
 
 
 STAGE = Stage(
     name="instruct",
     kind="model",
-    version=1,
+    version=2,
     config=InstructConfig,
     run=run_instruct,
     summary=InstructSummary,

@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from cluster.train.worker import Worker
 from model.decoder import Decoder
 from model.objectives.preference import PreferenceBatch, pair_logprobs, preference
+from model.trainer import as_trained
 
 if TYPE_CHECKING:
     from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -50,8 +51,6 @@ class Pairs:
         self.heldout = [p for p in (self._encode(item) for item in heldout) if p.longest <= longest]
         if not self.train or not self.heldout:
             raise UserError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
-        if config.train.batch_size < worker.world_size:
-            raise UserError(f"[rlhf.train] batch_size must be at least the number of workers, {worker.world_size}.")
         self.objective = partial(preference, config=config.preference)
 
     def batch(self, step: int) -> PreferenceBatch:
@@ -90,6 +89,8 @@ class Pairs:
         return Pair(ids[0], ids[1], len(prompt))
 
     def _pack(self, pairs: list[Pair]) -> PreferenceBatch:
+        if not pairs:  # a rank without pairs takes part in the step with one that counts for nothing
+            pairs = [Pair([self.tokenizer.pad_id] * 2, [self.tokenizer.pad_id] * 2, 2)]
         width = max(pair.longest for pair in pairs)
         parts: list[torch.Tensor] = []
         for side in ("chosen", "rejected"):
@@ -103,8 +104,6 @@ class Pairs:
         batch = PreferenceBatch(*parts, reference_P2=torch.zeros(len(pairs), 2))
         if self.config.method == "simpo":
             return batch  # has no reference
-        device = self.worker.device
-        self.reference.to(device)
-        with torch.no_grad():
-            sums = pair_logprobs(self.reference, PreferenceBatch(*(t.to(device) for t in batch)))
-        return batch._replace(reference_P2=sums.cpu())
+        self.reference.to(self.worker.device)
+        sums = as_trained(partial(pair_logprobs, self.reference), batch, self.config.train, self.worker.device)
+        return batch._replace(reference_P2=sums)

@@ -144,4 +144,4 @@ def one_in_ten(item: dict) -> bool:
     return one_in(10, asked(item), "heldout")
 
 
-STAGE = Stage("rlhf", "model", 1, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, gist=gist)
+STAGE = Stage("rlhf", "model", 2, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, gist=gist)

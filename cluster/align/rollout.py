@@ -2,8 +2,9 @@
 
     prompts of this step ─▶ group_size samples each at temperature 1, nothing truncated ─▶ verify ─▶ advantage
 
-Sampling is from exactly the policy's own distribution, so that the importance ratio has no bias; an answer that was cut
-off by max_new_tokens has no reward, since it never ended.
+Sampling is from the policy's whole distribution, so that the importance ratio has no bias; an answer that was cut off
+by max_new_tokens has no reward, since it never ended. The old and the reference's log-probabilities are computed as the
+loss will compute the policy's (dtype, rows at once): before the update the ratio is 1, and at the first step the KL 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from cluster.align.config import RlhfConfig
 from cluster.data.examples.examples import prompt_ids
 from cluster.data.order import Permutation, rank_slice
-from cluster.errors import UserError
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
@@ -25,6 +25,7 @@ from model.generate.decoding import Decoding
 from model.generate.engine import Completion, generate
 from model.objectives.logprobs import sequence_logprobs
 from model.objectives.policy import PolicyBatch, group_advantages, policy
+from model.trainer import as_trained
 
 if TYPE_CHECKING:
     from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -50,11 +51,6 @@ class Rollouts:
         self.train = [(task, prompt_ids(tokenizer, task)) for task in train]
         self.heldout = [(task, prompt_ids(tokenizer, task)) for task in heldout]
         self.prompts_per_step = config.train.batch_size // config.group_size
-        if self.prompts_per_step < worker.world_size:
-            raise UserError(
-                f"[rlhf.train] batch_size = {config.train.batch_size} is {self.prompts_per_step} prompts of "
-                f"{config.group_size} answers, fewer than the {worker.world_size} workers: raise it."
-            )
         self.objective = partial(policy, config=config.policy)
         self._stats: dict[str, float] = {}
 
@@ -73,7 +69,7 @@ class Rollouts:
         rewards = torch.tensor(
             [self._reward(task, a) for (task, _), a in zip(items, answers, strict=True)], dtype=torch.float32
         )
-        groups = rewards.view(-1, group)
+        groups = rewards.view(len(chosen), group)
         told_apart = (groups.max(1).values > groups.min(1).values).float()
         self._stats = self._mean(
             {
@@ -82,6 +78,8 @@ class Rollouts:
                 "groups_told_apart": told_apart,
             }
         )
+        if not items:
+            return self._no_rows()
         advantage = group_advantages(rewards, group, self.config.policy.advantage)
         # DAPO leaves out the groups in which every answer is as good: they carry no gradient, only a KL.
         weight = told_apart.repeat_interleave(group) if self.config.method == "dapo" else torch.ones(len(items))
@@ -127,19 +125,25 @@ class Rollouts:
         width = max(len(p) + len(a.tokens) for p, a in zip(prompts, answers, strict=True))
         tokens = torch.full((len(prompts), width), self.tokenizer.pad_id)
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
-        old = torch.zeros(tokens.shape)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             end = len(prompt) + len(answer.tokens)
             tokens[row, :end] = torch.tensor(prompt + answer.tokens)
             mask[row, len(prompt) : end] = True
-            old[row, len(prompt) : end] = torch.tensor(answer.logprobs)
-        reference = torch.zeros(tokens.shape)
-        if self.config.kl_coef:
-            device = self.worker.device
-            with torch.no_grad():
-                parts = zip(tokens.to(device).split(64), mask.to(device).split(64), strict=True)
-                reference = torch.cat([sequence_logprobs(self.reference, t, m).cpu() for t, m in parts])
-        return PolicyBatch(tokens, mask, old, reference, advantage, weight)
+        nothing = torch.zeros(tokens.shape)
+        batch = PolicyBatch(tokens, mask, nothing, nothing, advantage, weight)
+        reference = self._logprobs(self.reference, batch) if self.config.kl_coef else nothing
+        return batch._replace(old_BT=self._logprobs(self.model, batch), reference_BT=reference)
+
+    def _logprobs(self, model: Decoder, batch: PolicyBatch) -> torch.Tensor:
+        def of(rows: PolicyBatch) -> torch.Tensor:
+            return sequence_logprobs(model, rows.tokens_BT, rows.mask_BT)
+
+        return as_trained(of, batch, self.config.train, self.worker.device)
+
+    def _no_rows(self) -> PolicyBatch:
+        """What a rank without prompts takes part in a step with: a row that counts for nothing."""
+        tokens, nothing = torch.full((1, 2), self.tokenizer.pad_id), torch.zeros(1, 2)
+        return PolicyBatch(tokens, tokens != tokens, nothing, nothing, torch.zeros(1), torch.zeros(1))
 
     def _mean(self, values: dict[str, Any]) -> dict[str, float]:
         return self.worker.mean({name: (float(v.sum()), v.numel()) for name, v in values.items()})

@@ -76,6 +76,7 @@ def fit(
 
     session = ws.session
     workers, use_gpu, cpus = session.workers()
+    ws.attempt.devices = max(1, workers)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     log = ws.out / EVENTS
     found = ws.checkpoints.latest()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cluster.data.order import rank_slice
 from cluster.errors import UserError
 from cluster.train.worker import StoppedAt, Worker
@@ -63,11 +65,19 @@ def numbers(worker: Worker, first: int, count: int) -> range:
 
 
 def batch_for(objective: Any, arrays: RowBatch, samples: range | list[int]) -> Any:
-    """Rows as the objective reads them; `samples`: the number of each row among all samples of the run."""
+    """Rows as the objective reads them; `samples`: the number of each row among all samples of the run.
+
+    A rank without rows, of a batch smaller than the workers are many, gets one in which nothing is to be predicted:
+    it takes part in the step like the others and adds nothing to it.
+    """
     import torch
 
-    from model.objectives.next_token import Batch
+    from model.objectives.next_token import IGNORE, Batch
 
+    if not len(samples):
+        shape = (1, arrays.tokens.shape[1])
+        arrays = type(arrays)(np.zeros(shape, np.int64), np.full(shape, IGNORE), np.arange(shape[1])[None])
+        samples = [0]
     return objective.batch(Batch(*(torch.from_numpy(a) for a in arrays)), torch.tensor(list(samples), dtype=torch.long))
 
 

@@ -34,7 +34,8 @@ class PreferenceConfig:
 class PreferenceBatch(NamedTuple):
     """P pairs of completions of one prompt each, right-padded.
 
-    Masks mark each completion's tokens; reference_P2 has the reference's (chosen, rejected) sums of log-probabilities.
+    Masks mark each completion's tokens, a pair that has none is left out; reference_P2 has the reference's (chosen,
+    rejected) sums of log-probabilities.
     """
 
     chosen_PT: Tensor
@@ -79,5 +80,6 @@ def preference(
     sums_P2 = pair_logprobs(model, batch)
     lengths_P2 = torch.stack((batch.chosen_mask_PT.sum(1), batch.rejected_mask_PT.sum(1)), 1)
     losses, margins = preference_loss(sums_P2[:, 0], sums_P2[:, 1], batch.reference_P2, lengths_P2, config)
-    count = torch.tensor(losses.shape[0])
-    return losses.sum(), count, {"accuracy": (margins > 0).float().sum(), "margin": margins.detach().sum()}
+    kept = (lengths_P2 > 0).all(1)
+    extras = {"accuracy": ((margins > 0) & kept).float().sum(), "margin": (margins.detach() * kept).sum()}
+    return (losses * kept).sum(), kept.sum(), extras

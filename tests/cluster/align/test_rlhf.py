@@ -19,12 +19,14 @@ from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
+from model import trainer
 from model.checkpoint import load_model
 from model.generate.decoding import Decoding
 from model.objectives.logprobs import sequence_logprobs
 from model.train_config import TrainConfig
 
 TASKS = "generated://arithmetic?n=80&digits=1"
+MOE = {"ff_pattern": ("moe",), "moe": {"n_experts": 4, "top_k": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +59,49 @@ def test_no_conversation_is_both_trained_on_and_held_out(heldout: tuple[str, ...
     assert not {asked(item) for item in train} & {asked(item) for item in held}
 
 
-def test_sampled_log_probabilities_are_the_policys_own(folder: Path) -> None:
-    learner = rollouts(folder, config())
-    batch = learner.batch(0)
-    again = sequence_logprobs(learner.model, batch.tokens_BT, batch.mask_BT)
-    assert torch.allclose(again, batch.old_BT, atol=1e-4)
-    assert torch.allclose(batch.reference_BT, batch.old_BT, atol=1e-4)  # it begins as the reference
-    assert batch.mask_BT.any(1).all() and not batch.mask_BT[:, 0].any()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 also where it is slow: two passes here are compared
+@pytest.mark.parametrize("kind", [{}, MOE], ids=["dense", "moe"])
+def test_before_the_update_the_ratio_is_one_and_at_the_first_step_the_kl_is_nought(
+    folder: Path, tmp_path: Path, precision: Any, kind: dict
+) -> None:
+    train = TrainConfig(
+        steps=2, batch_size=24, seq_len=128, precision=precision, micro_batch_size=5, lr=1e-2, warmup_steps=0
+    )
+    learner = rollouts(make_model(tmp_path, max_seq_len=128, **kind) if kind else folder, config(train=train))
+    counter = iter(range(1000))
+    learner._reward = lambda task, answer: float(next(counter) % 3 == 0)  # type: ignore
+    gaps: list[Any] = []
+
+    def objective(model: Any, batch: Any) -> Any:
+        logp, mask = sequence_logprobs(model, batch.tokens_BT, batch.mask_BT).detach(), batch.mask_BT
+        gaps.append(tuple(float((logp - old)[mask].abs().max()) for old in (batch.old_BT, batch.reference_BT)))
+        return learner.objective(model, batch)
+
+    reports: list[Any] = []
+    trainer.train(learner.model, learner.batch, train, objective=objective, on_step=lambda r: bool(reports.append(r)))
+    first, second = gaps[:5], gaps[5:]
+    assert len(second) == 5 and max(max(gap) for gap in first) < 1e-6
+    assert max(old for old, _ in second) < 1e-6 < min(reference for _, reference in second)
+    assert reports[0].extras["clipped"] == reports[0].extras["kl"] == 0.0 < reports[1].extras["kl"]
+    assert learner.batch(0).mask_BT.any(1).all() and not learner.batch(0).mask_BT[:, 0].any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["dpo", "ipo"])
+def test_at_the_first_step_of_learning_from_pairs_the_margin_is_nought(
+    folder: Path, precision: Any, method: Any
+) -> None:
+    train = TrainConfig(steps=1, batch_size=6, seq_len=128, precision=precision, micro_batch_size=4)
+    settings = config(method=method, preferences=(TASKS,), train=train)
+    learner = Pairs(
+        settings, load_model(folder), load_model(folder), Tokenizer(folder), Worker(0, 1, 0, "", "", None),
+        *split(settings),
+    )  # fmt: skip
+    reports: list[Any] = []
+    trainer.train(
+        learner.model, learner.batch, train, objective=learner.objective, on_step=lambda r: bool(reports.append(r))
+    )
+    assert abs(reports[0].extras["margin"]) < 1e-6
 
 
 def test_answers_are_drawn_from_the_policy_s_own_distribution_and_end_at_the_end(
