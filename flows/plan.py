@@ -5,6 +5,7 @@ A stage that can tell its cost is asked (cluster/cost.py); any other takes what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,12 +36,14 @@ class Planned:
     last_seconds: float | None = None
     bytes: int = 0
     gist: str = ""  # what it would do
+    made_in: str | None = None  # the dtype that a machine chose for it
 
 
 def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
     """Each step's state, by manifests and sizes; nothing is set aside, as a run would do."""
     from cluster.stage import explain, fingerprint, previous
     from cluster.store.folder import missing
+    from cluster.train.precision import made_in
 
     planned = []
     for step in steps:
@@ -49,7 +52,8 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
         if manifest is not None:
             problem = missing(artifacts.store, manifest.prefix, manifest.files)
             if problem is None and holds(step, manifest, artifacts):
-                planned.append(Planned(step.name, True, [], manifest.wall_seconds, manifest.size))
+                dtype = made_in(manifest.config, manifest.summary)
+                planned.append(Planned(step.name, True, [], manifest.wall_seconds, manifest.size, made_in=dtype))
                 continue
             reasons = [f"damaged: {problem}" if problem else "its effect is no longer there"]
             before = manifest
@@ -95,11 +99,29 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
         table.add_row(step.name, "runs", about, escape(step.gist), escape(why))
     put(table, console)
+    for line in other_machines(recipe, planned):
+        console.print(line, highlight=False, markup=False)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""
         console.print(f"About {duration(total)} of work{beside}, and up to 20 s to start.", highlight=False)
     else:
         console.print("Nothing would run.", highlight=False)
+
+
+def other_machines(recipe: Recipe, planned: Sequence[Planned]) -> list[str]:
+    """Models that are there, and that a machine of another kind computed in another dtype than this one would take."""
+    from cluster.train.precision import automatic
+
+    made = {dtype: [p.name for p in planned if p.made_in == dtype] for dtype in ("bf16", "fp32")}
+    if recipe.cluster.address or os.environ.get("RAY_ADDRESS") or not any(made.values()):
+        return []  # on a cluster the workers' machine decides, which isn't this one
+    here = automatic(recipe.cluster.use_gpu)
+    return [
+        f'{" and ".join(names)}: made in {dtype}, by a machine of another kind: here precision = "auto" is {here}. '
+        f'The cached one is used; to have it in {here}, write precision = "{here}" in its [train].'
+        for dtype, names in made.items()
+        if names and dtype != here
+    ]
 
 
 def _costs(recipe: Recipe, steps: Sequence[Step], console: Console) -> dict[str, Cost]:
