@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes, a file each: much of the suite waits for servers and workers to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: demo test test-fast lint format bench-train bench-model bench-mup lock clean
+.PHONY: demo test test-fast test-numeric lint format bench-train bench-model bench-mup lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -13,6 +13,13 @@ test: .venv/.installed-dev .venv-s3/.installed   ## the whole suite, with a real
 
 test-fast: .venv/.installed-dev   ## what needs no server and no whole line
 	$(PYTEST) -m "not slow" $(ARGS)
+
+# What changes the order in which a processor adds up: torch's kernels, MKL's and oneDNN's.
+ROUNDINGS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
+test-numeric: .venv/.installed-dev   ## the model's mathematics as other processors would round it
+	for rounding in $(ROUNDINGS); do echo "$$rounding"; env $$rounding $(PYTEST) tests/model $(ARGS) || exit 1; done
 
 lint: .venv/.installed-dev        ## ruff, pyright, what nothing uses, and the order of rooms: one way, no circles
 	$(BIN)/ruff check .
