@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from tiny_model import make_model
 
 from cluster.align.config import PREFERENCE, RlhfConfig
-from cluster.align.preferences import Pairs
-from cluster.align.rlhf import asked, split
+from cluster.align.preferences import Pair, Pairs
+from cluster.align.rlhf import Alignment, asked, rlhf_worker, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ from model.checkpoint import load_model
 from model.generate.decoding import Decoding
 from model.objectives.logprobs import sequence_logprobs
 from model.train_config import TrainConfig
+from tests.cluster.train.alone import Alone, folder_of
 
 TASKS = "generated://arithmetic?n=80&digits=1"
 MOE = {"ff_pattern": ("moe",), "moe": {"n_experts": 4, "top_k": 2}}
@@ -185,6 +186,39 @@ def test_the_masks_of_a_pair_cover_the_answers_and_nothing_of_the_prompt(folder:
     batch = learner._pack([learner._encode(item)])
     answer = batch.chosen_PT[0][batch.chosen_mask_PT[0]].tolist()
     assert tokenizer.decode(answer[:-1]) == item["chosen"] and answer[-1] == tokenizer.end_id
+
+
+def test_pairs_are_scored_by_the_mean_of_a_token_however_long_the_answers_are(folder: Path) -> None:
+    settings = config(method="dpo", preferences=(TASKS,))
+    worker = Worker(0, 1, 0, "", "", None)
+    worker.mean = lambda sums: {name: total / n for name, (total, n) in sums.items()}  # type: ignore
+    learner = Pairs(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, *split(settings))
+    ids = Tokenizer(folder).encode("Two plus three is five. The quick brown fox jumps over the lazy dog.")
+    learner.heldout = [Pair(ids[: 4 + i], ids[2 : 20 - i], 2) for i in range(12)]
+    right = []
+    for pair in learner.heldout:
+        means = []
+        for side in (pair.chosen, pair.rejected):
+            with torch.no_grad():
+                logp = learner.model.logits(learner.model(torch.tensor([side]))[0]).log_softmax(-1)[0]
+            means.append(logp[range(1, len(side) - 1), side[2:]].mean())
+        right.append(bool(means[0] > means[1]))
+    assert learner.score() == {"heldout_reward": pytest.approx(sum(right) / 12)} and 0 < sum(right) < 12
+
+
+def test_a_resumed_alignment_remembers_the_scores_of_before_it_began(folder: Path, tmp_path: Path) -> None:
+    settings = config(heldout_items=3, train=TrainConfig(steps=2, batch_size=8, checkpoint_every=1, lr=1e-2))
+    first = Alone(tmp_path)
+    whole = rlhf_worker(first, Alignment(settings, folder_of(folder)))
+    assert isinstance(whole, dict) and [e["step"] for e in first.events] == [0, 1, 2, 2]
+    values = {name: value + 1000 for name, value in first.events[0]["values"].items()}
+    again = Alone(tmp_path)
+    again.events = [{**first.events[0], "values": values}, *first.events[1:3]]
+    again.resume = lambda: (2, tmp_path)  # type: ignore[method-assign, assignment, return-value]
+    summary = rlhf_worker(again, Alignment(settings, folder_of(folder)))
+    assert isinstance(summary, dict)
+    assert {n: summary[f"{n}_before"] for n in values} == values
+    assert {n: summary[f"{n}_after"] for n in values} == {n: whole[f"{n}_after"] for n in values}
 
 
 def test_no_answer_is_scored_with_a_seed_that_is_trained_on(folder: Path) -> None:

@@ -48,6 +48,7 @@ def test_each_form_is_read(tmp_path):
         (read_tasks, {**TASK, "verifier": "exakt"}, "Did you mean 'exact'"),
         (read_choices, {**CHOICE, "choices": ["b"]}, "at least two"),
         (read_choices, {**CHOICE, "answer": 2}, "0 to 1, not 2"),
+        (read_choices, {**CHOICE, "answer": -1}, "0 to 1, not -1"),
         (read_choices, {**CHOICE, "answer": True}, "0 to 1, not True"),
         (read_preferences, {**PAIR, "rejected": None}, '"rejected" must be a string'),
         (read_preferences, {"prompt": "a", "chosen": "b", "rejected": "c"}, '"messages" must be a list'),
