@@ -113,7 +113,7 @@ def other_machines(recipe: Recipe, planned: Sequence[Planned]) -> list[str]:
     from cluster.train.precision import automatic
 
     made = {dtype: [p.name for p in planned if p.made_in == dtype] for dtype in ("bf16", "fp32")}
-    if recipe.cluster.address or os.environ.get("RAY_ADDRESS") or not any(made.values()):
+    if not any(made.values()) or recipe.cluster.address or os.environ.get("RAY_ADDRESS"):
         return []  # on a cluster the workers' machine decides, which isn't this one
     here = automatic(recipe.cluster.use_gpu)
     return [
