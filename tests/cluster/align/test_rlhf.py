@@ -13,7 +13,7 @@ from tiny_model import make_model
 
 from cluster.align.config import PREFERENCE, RlhfConfig
 from cluster.align.preferences import Pair, Pairs
-from cluster.align.rlhf import Alignment, asked, rlhf_worker, split
+from cluster.align.rlhf import Alignment, RlhfSummary, asked, rlhf_worker, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -194,7 +194,7 @@ def test_pairs_are_scored_by_the_mean_of_a_token_however_long_the_answers_are(fo
     worker.mean = lambda sums: {name: total / n for name, (total, n) in sums.items()}  # type: ignore
     learner = Pairs(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, *split(settings))
     ids = Tokenizer(folder).encode("Two plus three is five. The quick brown fox jumps over the lazy dog.")
-    learner.heldout = [Pair(ids[: 4 + i], ids[2 : 20 - i], 2) for i in range(12)]
+    learner.heldout = [Pair(ids[: 4 + i], ids[2 : 20 - i], 2) for i in range(12)] * 3  # more than go through at once
     right = []
     for pair in learner.heldout:
         means = []
@@ -203,7 +203,14 @@ def test_pairs_are_scored_by_the_mean_of_a_token_however_long_the_answers_are(fo
                 logp = learner.model.logits(learner.model(torch.tensor([side]))[0]).log_softmax(-1)[0]
             means.append(logp[range(1, len(side) - 1), side[2:]].mean())
         right.append(bool(means[0] > means[1]))
-    assert learner.score() == {"heldout_reward": pytest.approx(sum(right) / 12)} and 0 < sum(right) < 12
+    assert learner.score() == {"heldout_reward": pytest.approx(sum(right) / 36)} and 0 < sum(right) < 36
+
+
+def test_a_summary_s_scores_are_in_a_manifest_by_name_and_read_back() -> None:
+    summary = RlhfSummary(heldout_items=3, before={"heldout_reward": 0.2}, after={"heldout_reward": 0.5})
+    values = summary.values()
+    assert (values["heldout_reward_before"], values["heldout_reward_after"]) == (0.2, 0.5)
+    assert RlhfSummary.read(values) == summary and "+0.300" in summary.closing()[0]
 
 
 def test_a_resumed_alignment_remembers_the_scores_of_before_it_began(folder: Path, tmp_path: Path) -> None:

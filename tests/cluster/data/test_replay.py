@@ -87,6 +87,7 @@ def test_a_very_long_run_is_of_equal_blocks(samples: int) -> None:
 def test_a_run_too_short_for_its_share_is_refused_when_it_is_read(replay: float, steps: int, few: str) -> None:
     with pytest.raises(ValidationError, match=f"less than one row of {few}"):
         InstructConfig(data=("a.jsonl",), replay=replay, train=TrainConfig(steps=steps, batch_size=2))
+    InstructConfig(data=("a.jsonl",), replay=replay, train=TrainConfig(steps=500, batch_size=2))  # one row
 
 
 def test_a_run_of_several_blocks_counts_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
