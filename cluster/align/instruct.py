@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.align.check import check_instruct
 from cluster.data.examples import examples
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
@@ -48,6 +49,11 @@ class InstructSummary(TrainingSummary):
     truncated: int = 0
     dropped: int = 0
     rows: int = 0
+
+    def words(self) -> str:
+        said = [f"{self.truncated} of {self.examples} chats cut at a row's end"] if self.truncated else []
+        said += [f"{self.dropped} left out, their answers beyond it"] if self.dropped else []
+        return ", ".join(filter(None, [super().words(), *said]))
 
 
 def external(config: InstructConfig) -> dict[str, str]:
@@ -116,4 +122,5 @@ STAGE = Stage(
     external=external,
     cost=training_cost,
     gist=gist,
+    check=check_instruct,
 )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from cluster.align.check import pair_ids
 from cluster.align.config import RlhfConfig
 from cluster.data.order import Permutation, rank_slice
-from cluster.data.tokenizer.chat import render, render_prompt
+from cluster.data.tokenizer.chat import render_prompt
 from cluster.errors import UserError
 from cluster.train.worker import Worker
 from model.decoder import Decoder
@@ -31,7 +32,11 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """Batches and scores of preference optimisation on one rank. See model.trainer.train for how they are used."""
+    """Batches and scores of preference optimisation on one rank. See model.trainer.train for how they are used.
+
+    Attributes:
+        too_long: how many pairs don't fit into a row, and are left out.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Pairs:
         longest = min(config.train.seq_len, model.config.max_seq_len)
         self.train = [p for p in (self._encode(item) for item in train) if p.longest <= longest]
         self.heldout = [p for p in (self._encode(item) for item in heldout) if p.longest <= longest]
+        self.too_long = len(train) + len(heldout) - len(self.train) - len(self.heldout)
         if not self.train or not self.heldout:
             raise UserError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
         if config.train.batch_size < worker.world_size:
@@ -83,11 +89,7 @@ class Pairs:
 
     def _encode(self, item: dict) -> Pair:
         prompt = render_prompt(self.tokenizer, item["messages"])
-        ids = [
-            render(self.tokenizer, [*item["messages"], {"role": "assistant", "content": item[side]}]).ids
-            for side in ("chosen", "rejected")
-        ]
-        return Pair(ids[0], ids[1], len(prompt))
+        return Pair(*pair_ids(self.tokenizer, item), len(prompt))
 
     def _pack(self, pairs: list[Pair]) -> PreferenceBatch:
         width = max(pair.longest for pair in pairs)

@@ -16,6 +16,7 @@ import torch
 
 from cluster.align.config import RlhfConfig
 from cluster.data.examples.examples import prompt_ids
+from cluster.data.examples.lengths import task_fits
 from cluster.data.order import Permutation, rank_slice
 from cluster.errors import UserError
 from cluster.train.worker import Worker
@@ -47,6 +48,9 @@ class Rollouts:
     ):
         self.config, self.model, self.reference = config, model, reference.requires_grad_(False)
         self.tokenizer, self.worker = tokenizer, worker
+        fits = task_fits(tokenizer, model.config.max_seq_len)
+        for task in (*train, *heldout):
+            fits(task)
         self.train = [(task, prompt_ids(tokenizer, task)) for task in train]
         self.heldout = [(task, prompt_ids(tokenizer, task)) for task in heldout]
         self.prompts_per_step = config.train.batch_size // config.group_size
