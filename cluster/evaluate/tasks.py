@@ -5,8 +5,11 @@ Each is a function of a model artifact and plain settings, run as a Ray task by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.evaluate.config import EvaluateConfig, TaskConfig
@@ -65,6 +68,8 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
             batch = Batch(tokens, torch.where(mask, tokens, IGNORE), positions)
             numbers = start + torch.arange(len(part))
             totals += (-likelihood_bound(decoder, batch, numbers, CHOICE_SAMPLES, config.seed)[0]).tolist()
+    if any(map(math.isnan, totals)):
+        raise UserError(f"[evaluate] task {task.name!r}: the model gives NaN for a choice: has its training diverged?")
     rights, at = [], 0
     for item in items:
         per_byte = [
