@@ -110,6 +110,7 @@ def test_a_task_that_cannot_be_verified_is_refused(task, message):
     [
         ({"answer": "five", "verifier": "number"}, "'five' is no number"),
         ({"answer": "3 or 4", "verifier": "number"}, "no number"),
+        ({"answer": "five", "verifier": {"number": 0.01, "format": 0.99}}, "no number"),
         ({"answer": "3-4", "verifier": {"number": 0.5, "format": 0.5}}, "no number"),
         ({"answer": "12:30", "verifier": "number"}, "no number"),
         ({"answer": "5 km", "verifier": "number"}, "Write the number alone"),
