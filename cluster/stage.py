@@ -88,6 +88,8 @@ class Stage:
         uses_ray: Ray is up when `run` is called.
         cost: what a step of it would cost on a machine, for --plan; None: what it took the last time.
         gist: what a config asks for, in a few words, for --plan.
+        check: (step, the tokenizer's folder) raises UserError for what its data can't be used for. Called while the
+            step is missing, before anything starts, with None; and once there is a tokenizer, before training.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Stage:
     uses_ray: bool = True
     cost: Callable[[Step, Machine], Cost] | None = None
     gist: Callable[[Any], str] = lambda config: ""
+    check: Callable[[Step, Path | None], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)

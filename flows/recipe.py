@@ -61,7 +61,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="letters, digits, dashes; names the run and, by default, the registered model")
-    seed: int = Field(0, ge=0)
+    seed: int = 0
     store: StoreConfig = by_default(StoreConfig)
     sources: tuple[Source, ...] = Field(min_length=1)
     corpus: CorpusTable = by_default(CorpusTable)

@@ -11,6 +11,7 @@ without Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ class Run:
     server: EmbeddedServer | None = None
     begun: float = field(default_factory=time.monotonic)
     status: str = "FINISHED"
+    measured: bool = False  # whether the stages' data were looked at with the tokenizer
     listeners: list[Any] = field(default_factory=list)  # called with (step name, done, total, text)
 
     @classmethod
@@ -71,7 +73,7 @@ class Run:
         """Looks what the store has of a recipe. Starts nothing.
 
         Raises:
-            UserError: an unknown stage, a source that isn't there.
+            UserError: an unknown stage, a source that isn't there, data that a stage can't use.
         """
         begun = time.monotonic()
         from cluster.session import Session
@@ -82,6 +84,9 @@ class Run:
         steps = graph.until(graph.graph(recipe), until)
         artifacts = Artifacts(recipe.store.url)
         found = look(steps, artifacts)
+        for step in steps:
+            if step.stage.check and not found[step.name]:
+                step.stage.check(step, None)
         tracking = recipe.tracking
         stop = StopFlag()
         return cls(
@@ -180,6 +185,7 @@ class Run:
         self.screen.begin(name)
         hooks = Hooks(self._begin, self._progress(name), self.stop)
         try:
+            self._measure()
             outcome = run_step(step, self.artifacts, Surroundings(self.session, self.name, hooks))
         except BaseException as error:
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
@@ -200,6 +206,20 @@ class Run:
         except Exception:  # what is shown never decides what is done
             _log.exception("showing %s", name)
         return outcome
+
+    def _measure(self) -> None:
+        """Once there is a tokenizer: do the models' contexts hold what the missing stages will ask of them?"""
+        from cluster.store.artifact import Corrupt
+
+        made = [o.artifact for o in self.outcomes.values() if o.artifact.kind == "tokenizer"]
+        if self.measured or not made:
+            return
+        with contextlib.suppress(Corrupt):  # whoever reads it next makes it again
+            folder = made[0].path()
+            for step in self.steps:
+                if step.stage.check and not self.found.get(step.name):
+                    step.stage.check(step, folder)
+            self.measured = True
 
     def _begin(self, stage: Stage, ws: Workspace) -> Tracked:
         """Opens the run in MLflow of a step that has to be made; an attempt before this one is closed."""

@@ -20,6 +20,7 @@ from model.layers.moe import MoE
 from model.layers.norm import make_norm
 from model.mixers import mixer_class
 from model.roles import Role
+from model.seeds import int64
 from model.segments import Segments
 from model.softcap import softcap
 from model.state import LayerState, State
@@ -148,7 +149,7 @@ class Decoder(nn.Module):
 
         The same seed gives the same weights on every device.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int64(seed))
         std = mup.hidden_std(self.config)
         output_std = std / math.sqrt(2 * self.config.n_layers)
         for embedding in (self.embedding, self.positions, self.head):

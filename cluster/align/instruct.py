@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.align.check import check_instruct
 from cluster.data.examples import examples
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
@@ -63,11 +64,10 @@ class InstructSummary(TrainingSummary):
     replayed: int = 0
 
     def words(self) -> str:
-        words = [super().words()]
-        words += [f"{self.replayed:,} rows of replayed text"] if self.replayed else []
-        words += [f"{self.truncated} of {self.examples} conversations cut at seq_len"] if self.truncated else []
-        words += [f"{self.dropped} left out, whose answers begin after it"] if self.dropped else []
-        return ", ".join(words)
+        said = [f"{self.replayed:,} rows of replayed text"] if self.replayed else []
+        said += [f"{self.truncated} of {self.examples} chats cut at a row's end"] if self.truncated else []
+        said += [f"{self.dropped} left out, their answers beyond it"] if self.dropped else []
+        return ", ".join(filter(None, [super().words(), *said]))
 
 
 def external(config: InstructConfig) -> dict[str, str]:
@@ -128,4 +128,5 @@ STAGE = Stage(
     external=external,
     cost=training_cost,
     gist=gist,
+    check=check_instruct,
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
+from cluster.align.check import pair_ids
 from cluster.align.config import RlhfConfig
-from cluster.data.order import Permutation, rank_slice
-from cluster.data.tokenizer.chat import render, render_prompt
+from cluster.align.learner import Learner
+from cluster.data.tokenizer.chat import render_prompt
 from cluster.errors import UserError
 from cluster.train.worker import Worker
 from model.decoder import Decoder
@@ -31,8 +31,14 @@ class Pair(NamedTuple):
         return max(len(self.chosen), len(self.rejected))
 
 
-class Pairs:
-    """Batches and scores of preference optimisation on one rank. See model.trainer.train for how they are used."""
+class Pairs(Learner):
+    """Batches and scores of preference optimisation on one rank.
+
+    Attributes:
+        too_long: how many pairs don't fit into a row, and are left out.
+    """
+
+    order = "preferences"
 
     def __init__(
         self,
@@ -44,31 +50,25 @@ class Pairs:
         train: list[dict],
         heldout: list[dict],
     ):
-        self.config, self.model, self.reference = config, model, reference.requires_grad_(False)
-        self.tokenizer, self.worker = tokenizer, worker
+        super().__init__(config, model, reference, tokenizer, worker)
         longest = min(config.train.seq_len, model.config.max_seq_len)
         self.train = [p for p in (self._encode(item) for item in train) if p.longest <= longest]
         self.heldout = [p for p in (self._encode(item) for item in heldout) if p.longest <= longest]
+        self.too_long = len(train) + len(heldout) - len(self.train) - len(self.heldout)
         if not self.train or not self.heldout:
             raise UserError(f"[rlhf] no preference pair fits into seq_len = {longest} tokens: raise train.seq_len.")
         self.objective = partial(preference, config=config.preference)
 
     def batch(self, step: int) -> PreferenceBatch:
         """This rank's pairs of a step, with the reference's log-probabilities."""
-        size = self.config.train.batch_size
-        numbers = np.arange(step * size, (step + 1) * size)[rank_slice(size, self.worker.rank, self.worker.world_size)]
-        chosen = []
-        for epoch, place in zip(*np.divmod(numbers, len(self.train)), strict=True):
-            order = Permutation(len(self.train), (self.config.seed, "preferences", int(epoch)))
-            chosen.append(self.train[int(order(place))])
-        return self._pack(chosen)
+        return self._pack([pair for _, pair in self.of_step(step, self.config.train.batch_size, self.train)])
 
     def log(self, step: int) -> dict[str, float]:
         return {}
 
     def score(self) -> dict[str, float]:
         """How often the held-out chosen answer is the likelier one, per token, over all ranks."""
-        part = self.heldout[rank_slice(len(self.heldout), self.worker.rank, self.worker.world_size)]
+        part = self.heldout[self.part(len(self.heldout))]
         self.model.to(self.worker.device).eval()
         right = 0.0
         with torch.no_grad():
@@ -82,11 +82,7 @@ class Pairs:
 
     def _encode(self, item: dict) -> Pair:
         prompt = render_prompt(self.tokenizer, item["messages"])
-        ids = [
-            render(self.tokenizer, [*item["messages"], {"role": "assistant", "content": item[side]}]).ids
-            for side in ("chosen", "rejected")
-        ]
-        return Pair(ids[0], ids[1], len(prompt))
+        return Pair(*pair_ids(self.tokenizer, item), len(prompt))
 
     def _pack(self, pairs: list[Pair]) -> PreferenceBatch:
         if not pairs:  # a rank without pairs takes part in the step with one that counts for nothing

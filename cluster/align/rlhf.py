@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from cluster.align.check import check_rlhf
 from cluster.align.config import PREFERENCE, RlhfConfig, policy_problem
 from cluster.align.cost import rlhf_cost
 from cluster.data.examples import examples
@@ -33,10 +34,14 @@ BEFORE, AFTER = "_before", "_after"
 
 @dataclass(frozen=True)
 class RlhfSummary(TrainingSummary):
-    """The held-out scores before and after, by name, and the items that they are of."""
+    """The held-out scores before and after, by name, and the items that they are of.
+
+    too_long: pairs that are in neither, since a row doesn't hold them.
+    """
 
     train_items: int = 0
     heldout_items: int = 0
+    too_long: int = 0
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
 
@@ -52,6 +57,10 @@ class RlhfSummary(TrainingSummary):
             for name, end in (("before", BEFORE), ("after", AFTER))
         }
         return super().read({**values, **scores})
+
+    def words(self) -> str:
+        left_out = f"{self.too_long} pairs too long for a row left out" if self.too_long else ""
+        return ", ".join(filter(None, [super().words(), left_out]))
 
     def closing(self) -> Sequence[str]:
         """What reinforcement learning changed on tasks that it never trained on."""
@@ -114,7 +123,12 @@ def rlhf_worker(worker: Worker, given: Alignment) -> dict | StoppedAt:
     worker.metrics(config.train.steps, after)
     summary |= {f"{name}_before": value for name, value in before.items()}
     summary |= {f"{name}_after": value for name, value in after.items()}
-    return summary | {"train_items": len(train), "heldout_items": len(heldout)}
+    too_long = learner.too_long if isinstance(learner, Pairs) else 0
+    return summary | {
+        "train_items": len(learner.train),
+        "heldout_items": len(learner.heldout),
+        "too_long": too_long,
+    }
 
 
 def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
@@ -144,4 +158,15 @@ def one_in_ten(item: dict) -> bool:
     return one_in(10, asked(item), "heldout")
 
 
-STAGE = Stage("rlhf", "model", 2, RlhfConfig, run_rlhf, RlhfSummary, external=external, cost=rlhf_cost, gist=gist)
+STAGE = Stage(
+    name="rlhf",
+    kind="model",
+    version=2,
+    config=RlhfConfig,
+    run=run_rlhf,
+    summary=RlhfSummary,
+    external=external,
+    cost=rlhf_cost,
+    gist=gist,
+    check=check_rlhf,
+)

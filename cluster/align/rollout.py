@@ -12,12 +12,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from cluster.align.config import RlhfConfig
+from cluster.align.learner import Learner
 from cluster.data.examples.examples import prompt_ids
-from cluster.data.order import Permutation, rank_slice
+from cluster.data.examples.lengths import task_fits
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model.decoder import Decoder
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 HELDOUT_SEED = 1 << 40  # far from the seeds of training samples
 
 
-class Rollouts:
-    """Batches and scores of policy optimisation on one rank. See model.trainer.train for how they are used."""
+class Rollouts(Learner):
+    """Batches and scores of policy optimisation on one rank."""
+
+    order = "rlhf"
 
     def __init__(
         self,
@@ -46,8 +48,10 @@ class Rollouts:
         train: list[dict],
         heldout: list[dict],
     ):
-        self.config, self.model, self.reference = config, model, reference.requires_grad_(False)
-        self.tokenizer, self.worker = tokenizer, worker
+        super().__init__(config, model, reference, tokenizer, worker)
+        fits = task_fits(tokenizer, model.config.max_seq_len)
+        for task in (*train, *heldout):
+            fits(task)
         self.train = [(task, prompt_ids(tokenizer, task)) for task in train]
         self.heldout = [(task, prompt_ids(tokenizer, task)) for task in heldout]
         self.prompts_per_step = config.train.batch_size // config.group_size
@@ -57,14 +61,10 @@ class Rollouts:
     def batch(self, step: int) -> PolicyBatch:
         """This rank's answers of a step, with their advantages."""
         self.reference.to(self.worker.device)
-        size, group = self.prompts_per_step, self.config.group_size
-        numbers = np.arange(step * size, (step + 1) * size)[rank_slice(size, self.worker.rank, self.worker.world_size)]
-        chosen = []
-        for epoch, place in zip(*np.divmod(numbers, len(self.train)), strict=True):
-            order = Permutation(len(self.train), (self.config.seed, "rlhf", int(epoch)))
-            chosen.append(self.train[int(order(place))])
-        seeds = [int(n) * group + i for n in numbers for i in range(group)]
-        items = [item for item in chosen for _ in range(group)]
+        group = self.config.group_size
+        chosen = list(self.of_step(step, self.prompts_per_step, self.train))
+        seeds = [number * group + i for number, _ in chosen for i in range(group)]
+        items = [item for _, item in chosen for _ in range(group)]
         answers = self._answer([prompt for _, prompt in items], 1.0, [self.config.seed + s for s in seeds])
         rewards = torch.tensor(
             [self._reward(task, a) for (task, _), a in zip(items, answers, strict=True)], dtype=torch.float32
@@ -91,8 +91,8 @@ class Rollouts:
 
     def score(self) -> dict[str, float]:
         """The held-out prompts' mean reward, greedy and sampled, over all ranks."""
-        part = self.heldout[rank_slice(len(self.heldout), self.worker.rank, self.worker.world_size)]
-        begin = rank_slice(len(self.heldout), self.worker.rank, self.worker.world_size).start
+        mine = self.part(len(self.heldout))
+        part, begin = self.heldout[mine], mine.start
         device = self.worker.device
         self.model.to(device).eval()
         prompts = [prompt for _, prompt in part]

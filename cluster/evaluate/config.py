@@ -73,7 +73,7 @@ class EvaluateConfig(BaseModel):
     prompts: tuple[str, ...] = Field((), description="completed as they are, for people to read")
     questions: tuple[str, ...] = Field((), description="asked as a user's chat message")
     sample_tokens: int = Field(48, gt=0)
-    temperature: float = Field(0.8, ge=0)
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
     bound_samples: int = Field(
         8, ge=2, multiple_of=2, description="of a diffusion model: ways of hiding each text's tokens, for its bound"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.data.examples import examples
 from cluster.data.streaming import gather, stop_check
 from cluster.evaluate.bits import bpb_figure, score_source, summarise
+from cluster.evaluate.check import check_evaluate
 from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.summary import EvaluationSummary
 from cluster.evaluate.tasks import sample, score_task
@@ -57,4 +58,13 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     return EvaluationSummary(metrics)
 
 
-STAGE = Stage("evaluate", "evaluation", 1, EvaluateConfig, run_evaluate, EvaluationSummary, external=external)
+STAGE = Stage(
+    name="evaluate",
+    kind="evaluation",
+    version=2,
+    config=EvaluateConfig,
+    run=run_evaluate,
+    summary=EvaluationSummary,
+    external=external,
+    check=check_evaluate,
+)

@@ -5,8 +5,11 @@ Each is a function of a model artifact and plain settings, run as a Ray task by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.evaluate.config import EvaluateConfig, TaskConfig
@@ -39,21 +42,15 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
     """
     import torch
 
-    from cluster.data.examples.examples import prompt_ids, read_choices
+    from cluster.data.examples.lengths import choice_ids
+    from cluster.evaluate.check import read_items
     from model.objectives.logprobs import sequence_logprobs
     from model.objectives.masked_diffusion import likelihood_bound
     from model.objectives.next_token import IGNORE, Batch
     from model.segments import pads_apart
 
-    items = read_choices(task.data, task.limit)
-    longest = decoder.config.max_seq_len
-    rows: list[tuple[list[int], int]] = []
-    for item in items:
-        prompt = prompt_ids(tokenizer, item)
-        for choice in item["choices"]:
-            ids = prompt + tokenizer.encode(choice) + ([tokenizer.end_id] if "messages" in item else [])
-            cut = max(0, len(ids) - longest)  # keep the end: the choice is there
-            rows.append((ids[cut:], max(1, len(prompt) - cut)))
+    items = read_items(task, tokenizer, decoder.config.max_seq_len)
+    rows = [choice_ids(tokenizer, item, choice) for item in items for choice in item["choices"]]
     totals: list[float] = []
     with torch.no_grad():
         for start in range(0, len(rows), BATCH):
@@ -71,6 +68,8 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
             batch = Batch(tokens, torch.where(mask, tokens, IGNORE), positions)
             numbers = start + torch.arange(len(part))
             totals += (-likelihood_bound(decoder, batch, numbers, CHOICE_SAMPLES, config.seed)[0]).tolist()
+    if any(map(math.isnan, totals)):
+        raise UserError(f"[evaluate] task {task.name!r}: the model gives NaN for a choice: has its training diverged?")
     rights, at = [], 0
     for item in items:
         per_byte = [
@@ -84,12 +83,13 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
 
 def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
     """The verifier's reward of each answer, greedy unless the task says otherwise; one that doesn't end has none."""
-    from cluster.data.examples.examples import prompt_ids, read_tasks
+    from cluster.data.examples.examples import prompt_ids
+    from cluster.evaluate.check import read_items
     from cluster.serve.stops import cut
     from cluster.verify.verifiers import verify
     from model.generate.by_kind import generate
 
-    items = read_tasks(task.data, task.limit)
+    items = read_items(task, tokenizer, decoder.config.max_seq_len)
     prompts = [prompt_ids(tokenizer, item) for item in items]
     decoding = config.answering(task)
     completions = generate(decoder, prompts, decoding.ended_by((tokenizer.end_id, tokenizer.eos_id)))

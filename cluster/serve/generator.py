@@ -7,20 +7,20 @@ MODEL                       models:/NAME@ALIAS, models:/NAME/VERSION, models:/NA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.registry.find import model_folder
+from cluster.serve.context import Message, Prompt, fit
 from cluster.serve.stops import cut, settled
 from cluster.tracking.place import Place
 from model.generate.decoding import TEXT, Decoding
 
 UNFINISHED = "\ufffd"
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Prompt = str | Sequence[Message]
 
 
 class Generator:
@@ -29,6 +29,9 @@ class Generator:
     Args:
         folder: as `model_folder` returns it.
         device: a torch device; default: a GPU if there is one.
+
+    Attributes:
+        say: hears a sentence of each prompt that outgrows the context: what was left out of it. Default: a warning.
     """
 
     def __init__(self, folder: Path | str, device: str | None = None):
@@ -37,6 +40,7 @@ class Generator:
         from cluster.data.tokenizer.tokenizer import Tokenizer
         from model.checkpoint import load_model
 
+        self.say: Callable[[str], Any] = logging.getLogger(__name__).warning
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = Tokenizer(folder)
         self.model = load_model(folder, self.device)
@@ -62,7 +66,8 @@ class Generator:
             changes: fields of `decoding` that are to be other, such as max_new_tokens=20.
 
         Raises:
-            UserError: a number out of its range, or messages that the chat template doesn't allow.
+            UserError: a number out of its range, messages that the chat template doesn't allow, or a last message that
+                the context doesn't hold.
         """
         from model.generate.by_kind import generate
 
@@ -99,16 +104,11 @@ class Generator:
         return text, at_id or at_text
 
     def encode(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        """A prompt's ids. Of one too long for the model's context the last part is kept, with room to answer."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, bos=True)
-        else:
-            from cluster.data.tokenizer.chat import render_prompt
-
-            ids = render_prompt(self.tokenizer, prompt)
-        limit = self.model.config.max_seq_len
-        room = max(1, limit - min(max_new_tokens, limit // 2))
-        return ids if len(ids) <= room else [ids[0], *ids[len(ids) - room + 1 :]]
+        """A prompt's ids, as far as the context holds them beside an answer; see context.py."""
+        ids, left_out = fit(self.tokenizer, prompt, self.model.config.max_seq_len, max_new_tokens)
+        if left_out:
+            self.say(left_out)
+        return ids
 
     def _possible(self, decoding: Decoding) -> Decoding:
         if decoding.unmasks and self.model.config.causal:

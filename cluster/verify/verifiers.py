@@ -7,18 +7,17 @@ A verifier reads only the completion's end, never raises on what a model may wri
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from cluster.errors import UserError, did_you_mean
+from cluster.verify import numbers
 
 TAIL = 4000  # characters of a completion that are looked at
-DIGITS = 60  # of a number; longer ones are garbage
 _STATED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
-_FORMAT = re.compile(r"(?:^|\s)The answer is [^\n.]*[^\s.](?:\.\d+)?\.\s*\Z")
+_FORMAT = re.compile(r"(?:^|\s)The answer is (?:[^\n.]|\.(?=\S))*[^\s.]\.\s*\Z")
 
 
 def exact(answer: str, text: str) -> float:
@@ -34,17 +33,15 @@ def stated(answer: str, text: str) -> float:
 
 def number(answer: str, text: str) -> float:
     """The first number after the last "answer is", or else the text's last number, has the answer's value."""
-    found = _after_answer(text)
-    numbers = _NUMBER.findall(text if found is None else found)
-    if not numbers:
-        return 0.0
-    given = _value(numbers[-1] if found is None else numbers[0])
-    return float(given is not None and given == _value(answer))
+    found, expected = _after_answer(text), numbers.number(answer)
+    given = list(numbers.numbers(text if found is None else found))
+    return float(bool(given) and expected is not None and bool(given[-1 if found is None else 0] == expected))
 
 
 def form(answer: str, text: str) -> float:
     """The completion ends with one "The answer is …." and says it once; whether it is right doesn't matter."""
-    return float(bool(_FORMAT.search(text)) and len(_STATED.findall(text)) == 1)
+    own = bool(answer.strip()) and text.rstrip().endswith(_sentence(answer))  # it may hold a point, as "St. Louis" does
+    return float((own or bool(_FORMAT.search(text))) and len(_STATED.findall(text)) == 1)
 
 
 VERIFIERS: dict[str, Callable[[str, str], float]] = {
@@ -64,23 +61,51 @@ def verify(task: Mapping[str, Any], completion: str) -> float:
     Raises:
         ValueError: the task (never the completion) is wrong: no answer, or no such verifier.
     """
-    weights = check_task(task)
+    weights = weights_of(task)
     answer, text = str(task["answer"]), str(completion)[-TAIL:]
     total = sum(weights.values())
     return min(1.0, max(0.0, sum(w * VERIFIERS[name](answer, text) for name, w in weights.items()) / total))
 
 
-def check_task(task: Mapping[str, Any]) -> dict[str, float]:
-    """The task's verifiers with their weights. Raises ValueError for a task that can't be verified."""
-    if not isinstance(task.get("answer"), (str, int, float)):
-        raise UserError(f'A verifiable task needs an "answer", a string: {str(dict(task))[:200]}')
-    chosen = task.get("verifier", "exact")
+def check_task(task: Mapping[str, Any]) -> None:
+    """Raises ValueError for a task that can't be verified, or whose own answer isn't rewarded in full."""
+    weights, answer = weights_of(task), str(task["answer"])
+    if max(verify(task, text) for text in (answer, _sentence(answer))) > 1 - 1e-9:
+        return
+    if weights.get("number") and numbers.number(answer) is None:
+        why = (
+            f"is no number that can be read, of at most {numbers.DIGITS} digits. Write the number alone, as 5, 1/2, "
+            "50%, $5, 1,234.5 or 1e-3,"
+        )
+    elif weights.keys() & {"answer", "format"}:
+        why = "doesn't fit. Write an answer that can stand in one line, 'The answer is ….',"
+    else:
+        why = f"has more than the {TAIL} characters of a completion that are looked at. Write a shorter one,"
+    verifier = task.get("verifier", "exact")
+    raise UserError(
+        f"The answer itself would not be rewarded: for the verifier {verifier!r}, {answer[:80]!r} {why} or name "
+        "another verifier."
+    )
+
+
+def weights_of(task: Mapping[str, Any]) -> dict[str, float]:
+    """The task's verifiers with their weights. Raises ValueError if there is no answer or a wrong verifier."""
+    answer, chosen = task.get("answer"), task.get("verifier", "exact")
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise UserError(f'A verifiable task needs an "answer", a string or a number: {str(dict(task))[:200]}')
+    if not isinstance(chosen, str | Mapping):
+        raise UserError(
+            f'"verifier" must be a name ({", ".join(VERIFIERS)}) or {{"name": weight, …}}, not {str(chosen)[:80]}; '
+            "without it, it is exact."
+        )
     weights = {chosen: 1.0} if isinstance(chosen, str) else dict(chosen)
-    for name in weights:
+    for name, weight in weights.items():
         if name not in VERIFIERS:
             near = did_you_mean(str(name), VERIFIERS)
             raise UserError(f"There is no verifier {name!r}; there are {', '.join(VERIFIERS)}.{near}")
-    if not weights or min(weights.values()) < 0 or not sum(weights.values()) > 0:
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight) or weight < 0:
+            raise UserError(f"The weight of the verifier {name!r} must be a number of 0 or more, not {weight!r:.80}.")
+    if not sum(weights.values()) > 0:
         raise UserError(f"A task's verifiers need weights of 0 or more, one above 0; not {weights}.")
     return weights
 
@@ -90,16 +115,9 @@ def _after_answer(text: str) -> str | None:
     return text[ends[-1] :] if ends else None
 
 
+def _sentence(answer: str) -> str:
+    return f"The answer is {answer.strip().removesuffix('.')}."
+
+
 def _plain(text: str) -> str:
     return text.strip().rstrip(".").strip().strip("`'\"").casefold()
-
-
-def _value(text: str) -> Decimal | None:
-    text = text.strip().replace(",", "").replace("\u2212", "-").rstrip(".")
-    if len(text) > DIGITS:
-        return None
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return None
-    return value if value.is_finite() else None

@@ -29,6 +29,7 @@ def chat(
 
         out = console.file
         generator = Generator.load(model)
+        generator.say = lambda text: out.write(f"({text})\n")
         first = [{"role": "system", "content": system}] if system else []
         messages = list(first)
         out.write(f"{model}. {HELP}\n")

@@ -16,6 +16,7 @@ import typer
 
 from cluster.errors import UserError
 from model.generate.decoding import OPTIONS, TYPES, Decoding
+from model.generate.option import allowed
 
 FLAGS = {"max_new_tokens": "--max-tokens", "stops": "--stop"}  # of the others: the field's name
 
@@ -47,8 +48,10 @@ def decoded(defaults: Decoding) -> Callable[[Callable[..., None]], Callable[...,
 def _parameter(option: Field, default: Any) -> inspect.Parameter:
     flag = FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
     kind = TYPES[option.name]
-    about = option.metadata
-    shown = typer.Option(flag, help=about["description"], min=about.get("ge", about.get("gt")), max=about.get("le"))
+    words = option.metadata["description"]
+    if allowed(option):  # Decoding refuses what isn't; the words are its own
+        words += f" ({allowed(option)})"
+    shown = typer.Option(flag, help=words)
     several = kind is tuple
     return inspect.Parameter(
         option.name,

@@ -27,7 +27,9 @@ def generate(
             prompt = sys.stdin.read()
         from cluster.serve.generator import Generator
 
-        pieces = Generator.load(model).stream(prompt, decoding)
+        generator = Generator.load(model)
+        generator.say = lambda text: print(text, file=sys.stderr)
+        pieces = generator.stream(prompt, decoding)
         console.file.write(prompt)
         for piece in pieces:
             console.file.write(piece)

@@ -36,6 +36,9 @@ class Decoding(Unmasking):
         check_options(self)
         if "" in self.stops:
             raise UserError("stops has an empty text, which would end every answer before it begins")
+        for stop in self.stop_ids:
+            if not 0 <= stop < 1 << 63:
+                raise UserError(f"stops has {stop}, which is no token's id")
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -57,7 +60,7 @@ class Decoding(Unmasking):
     def read(self, given: Mapping[str, Any]) -> "Decoding":
         """These options with those in `given` that aren't None, each made its field's type; unknown names are left."""
         found = {f.name: given[f.name] for f in OPTIONS if given.get(f.name) is not None}
-        return replace(self, **{name: _typed(TYPES[name], value) for name, value in found.items()})
+        return replace(self, **{name: _typed(name, value) for name, value in found.items()})
 
 
 def _written(annotation: Any) -> type:
@@ -67,10 +70,19 @@ def _written(annotation: Any) -> type:
     return tuple if get_origin(annotation) is tuple else str
 
 
-def _typed(kind: type, value: Any) -> Any:
-    if kind is not tuple:
-        return kind(value)
-    return (value,) if isinstance(value, str) else tuple(value)
+def _typed(name: str, value: Any) -> Any:
+    """UserError for a value that isn't the option's, and for 2.5 where a whole number must be: nothing is rounded."""
+    kind = TYPES[name]
+    if kind is tuple:
+        return (value,) if isinstance(value, str) else tuple(value)
+    try:
+        made = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        made = None
+    if made is None or isinstance(value, bool) or (kind is int and not isinstance(value, str) and made != value):
+        words = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} = {value!r} must be {words}.")
+    return made
 
 
 OF_UNMASKING = {f.name: f for f in fields(Unmasking)}

@@ -22,7 +22,8 @@ from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.engine import Completion, Token
-from model.generate.sampling import distribution, draw, uniform
+from model.generate.sampling import check_drawn, distribution, draw, uniform
+from model.seeds import int64
 from model.segments import Segments, pads_apart
 
 
@@ -70,7 +71,8 @@ def _unmask(
         return
     passes = [decoding.passes(length) for length in lengths]
     prompt_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    length_B, seed_B = torch.tensor(lengths, device=device), torch.tensor(seeds, device=device)
+    length_B = torch.tensor(lengths, device=device)
+    seed_B = torch.tensor([int64(seed) for seed in seeds], device=device)
     rows_B, places_N = torch.arange(len(prompts), device=device), torch.arange(N, device=device)
     tokens_BT = torch.zeros(len(prompts), int((prompt_B + length_B).max()), dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
@@ -94,6 +96,8 @@ def _unmask(
         # A number for each place and pass; pass 0's are for the random order.
         drawn_M = draw(dist_MV, seed_B[b_M], (step + 1) * limit + n_M) if decoding.temperature else dist_MV.argmax(-1)
         logprob_M = logits_MV.log_softmax(-1).gather(1, drawn_M[:, None]).squeeze(1)
+        sampled_M = dist_MV.gather(1, drawn_M[:, None]).squeeze(1)
+        check_drawn(logprob_M, sampled_M, decoding)
         score_M = logprob_M.double() if decoding.order == "confidence" else uniform(seed_B[b_M], n_M)
 
         score_BN = torch.full(text_BN.shape, float("-inf"), dtype=torch.float64, device=device)
@@ -103,7 +107,7 @@ def _unmask(
         shown_M = rank_BN[b_M, n_M] < count_B[b_M]
         at = b_M[shown_M], n_M[shown_M]
         text_BN[at], logprob_BN[at] = drawn_M[shown_M], logprob_M[shown_M]
-        sampled_BN[at] = dist_MV.gather(1, drawn_M[:, None]).squeeze(1)[shown_M]
+        sampled_BN[at] = sampled_M[shown_M]
 
         final_B, stopped_B = _final(text_BN, length_B, stops, mask_id)
         finals = []

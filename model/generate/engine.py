@@ -16,7 +16,8 @@ from torch import Tensor
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
 from model.generate.decoding import GREEDY, Decoding
-from model.generate.sampling import distribution, draw
+from model.generate.sampling import check_drawn, distribution, draw
+from model.seeds import int64
 from model.segments import Segments
 from model.state import State
 
@@ -105,13 +106,14 @@ def _decode(
     seen = _seen(tokens_BT, lengths, model.config.vocab_size) if decoding.repetition_penalty != 1 else None
     stops = torch.tensor(decoding.stop_ids, dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)
-    seeds_B = torch.tensor(seeds, dtype=torch.long, device=device)
+    seeds_B = torch.tensor([int64(seed) for seed in seeds], device=device)
     for step in range(decoding.max_new_tokens):
         logits = model.logits(last)
         dist_BV = distribution(logits, decoding, seen)
         token = dist_BV.argmax(-1) if decoding.temperature == 0 else draw(dist_BV, seeds_B, step)
         logprob = logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
         sampled = dist_BV.gather(1, token[:, None]).squeeze(1)
+        check_drawn(logprob, sampled, decoding)
         yield rows.tolist(), token.tolist(), logprob.tolist(), sampled.tolist()
         if step + 1 == decoding.max_new_tokens:
             return

@@ -10,6 +10,7 @@ row's text depends on nothing else in its batch, on no device and on no global s
 import torch
 from torch import Tensor
 
+from model.errors import UserError
 from model.generate.decoding import Decoding
 
 
@@ -25,14 +26,18 @@ def distribution(logits_BV: Tensor, decoding: Decoding, seen_BV: Tensor | None =
     if decoding.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, float("-inf")).scatter_(-1, best, 0.0)
-    logits = logits / decoding.temperature
+    if decoding.temperature != 1:  # the largest is 0 first, so that no temperature above 0 makes it infinite
+        limits = torch.finfo(torch.float32)
+        logits = (logits - logits.amax(-1, keepdim=True)) / min(max(decoding.temperature, limits.tiny), limits.max)
     if 0 < decoding.top_k < logits.shape[-1]:
         least = logits.topk(decoding.top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     if decoding.top_p < 1:
         probability, order = torch.sort(logits.softmax(-1), dim=-1, descending=True, stable=True)
         before = probability.cumsum(-1) - probability  # kept while what is before it does not reach top_p
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= decoding.top_p)
+        over = before >= decoding.top_p
+        over[..., 0] = False  # the likeliest is always kept, however small top_p is
+        dropped = torch.zeros_like(over).scatter_(-1, order, over)
         logits = logits.masked_fill(dropped, float("-inf"))
     if decoding.min_p > 0:
         probability = logits.softmax(-1)
@@ -49,6 +54,21 @@ def draw(dist_BV: Tensor, seeds_B: Tensor, step: int | Tensor) -> Tensor:
     # A draw in the last rounding error would land past the last possible token.
     possible = torch.arange(dist_BV.shape[-1], device=dist_BV.device) * (dist_BV > float("-inf"))
     return torch.minimum(token, possible.amax(-1))
+
+
+def check_drawn(logprob: Tensor, sampled: Tensor, decoding: Decoding) -> None:
+    """UserError unless what was drawn has probabilities, the model's own and those that it was drawn from."""
+    if bool(torch.isfinite(torch.stack((logprob, sampled))).all()):
+        return
+    if not bool(torch.isfinite(logprob).all()):
+        raise UserError(
+            "The model gives no probabilities: its logits are NaN or infinite. Its weights are damaged, or its "
+            "training diverged."
+        )
+    raise UserError(
+        f"No distribution comes of temperature = {decoding.temperature} and repetition_penalty = "
+        f"{decoding.repetition_penalty} here: the numbers overflow. Give less extreme ones."
+    )
 
 
 def uniform(seeds_B: Tensor, *steps: int | Tensor) -> Tensor:

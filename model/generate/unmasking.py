@@ -39,6 +39,6 @@ class Unmasking:
         found: list[tuple[int, int]] = []
         for begin in range(0, tokens, self.block_length or max(1, tokens)):
             size = min(self.block_length or tokens, tokens - begin)
-            steps = min(size, max(1, round(self.steps * size / tokens))) if self.steps else size
+            steps = min(size, max(1, round(min(self.steps, tokens) * size / tokens))) if self.steps else size
             found += [(begin + size, begin + size * (step + 1) // steps) for step in range(steps)]
         return found

@@ -31,6 +31,7 @@ from model.decoder import Decoder
 from model.generate.sampling import uniform
 from model.objectives.logprobs import token_logprobs
 from model.objectives.next_token import IGNORE, Batch, cross_entropy
+from model.seeds import int64
 from model.segments import Segments
 from model.train_config import TrainConfig
 
@@ -93,7 +94,7 @@ def hide(batch: Batch, mask_id: int, samples_B: Tensor, batch_size: int, seed: i
         batch_size: rows of the global batch.
     """
     # Document d of row i of a step with the random number u: t = 1 - (u + i / B + d * golden) mod 1.
-    seeds = torch.tensor(seed, device=samples_B.device)
+    seeds = torch.tensor(int64(seed), device=samples_B.device)
     shift_B = uniform(seeds, 0, samples_B // batch_size) + (samples_B % batch_size) / batch_size
     t_BT = 1 - (shift_B[:, None] + GOLDEN * _documents(batch.positions_BT)) % 1
     return _hide(batch, mask_id, t_BT, uniform(seeds, 1, samples_B[:, None], _places(batch.positions_BT)))
@@ -118,7 +119,7 @@ def likelihood_bound(
     mask_id = model.config.mask_id
     if mask_id is None:
         raise ValueError("a causal model has a likelihood, not a bound")
-    seeds, rows_B1, strata = torch.tensor(seed, device=rows_B.device), rows_B[:, None], samples // 2
+    seeds, rows_B1, strata = torch.tensor(int64(seed), device=rows_B.device), rows_B[:, None], samples // 2
     documents_BT, places = _documents(batch.positions_BT), _places(batch.positions_BT)
     halves = torch.zeros(2, rows_B.shape[0], dtype=torch.float64, device=rows_B.device)
     for half in range(2):

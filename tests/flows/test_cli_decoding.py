@@ -17,7 +17,9 @@ from cluster.evaluate.config import DecodingTable, EvaluateConfig, TaskConfig
 from flows.cli import app
 from flows.cli.chat import chat
 from flows.cli.generate import generate
+from flows.recipe_read import read_recipe
 from model.generate.decoding import CHAT, GREEDY, OPTIONS, TEXT, Decoding
+from model.generate.option import allowed
 
 OTHER: dict[str, Any] = {  # a value of each option that none has by default
     "max_new_tokens": 7, "temperature": 0.25, "top_k": 3, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5,
@@ -94,10 +96,42 @@ def test_the_defaults_of_the_two_commands_are_what_is_shown() -> None:
         assert all(shown[o.name] == getattr(defaults, o.name) or o.name == "stops" for o in OPTIONS)
 
 
-@pytest.mark.parametrize(("given", "said"), [("--top-p=0", "top_p = 0.0 must be above 0"), ("--top-k=-1", "top-k")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--top-p=0", "top_p = 0.0 must be above 0"),
+        ("--top-k=-1", "top_k = -1 must be at least 0"),
+        ("--temperature=nan", "temperature = nan must be a number"),
+        ("--temperature=inf", "temperature = inf must be a number"),
+        ("--order=up", "order = 'up' is not one of"),
+        ("--seed=1.5", "--seed"),
+    ],
+)
 def test_an_option_out_of_its_range_ends_with_code_2(given: str, said: str) -> None:
     result = CliRunner().invoke(app, ["generate", "m", "x", given])
     assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_the_range_that_the_help_shows_is_what_is_accepted(option: Any, generator: FakeGenerator) -> None:
+    """Each bound and, where it is exclusive, the bound itself."""
+    help_ = " ".join(CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "400"}).output.split())
+    flag = FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
+    assert f"({allowed(option)})" in help_ or not allowed(option)
+    for kind, step in (("ge", -1), ("gt", 0), ("le", 1)):
+        if kind in option.metadata:
+            bound = option.metadata[kind]
+            refused = CliRunner().invoke(app, ["generate", "m", "x", f"{flag}={bound + step}"], env={"COLUMNS": "400"})
+            assert refused.exit_code == 2 and f"must be {allowed(option)}" in " ".join(refused.output.split())
+            if kind != "gt":
+                assert CliRunner().invoke(app, ["generate", "m", "x", f"{flag}={bound}"]).exit_code == 0
+
+
+def test_any_integer_is_a_seed(generator: FakeGenerator) -> None:
+    for seed in (2**63, -5, 10**30):
+        assert CliRunner().invoke(app, ["generate", "m", "x", f"--seed={seed}"]).exit_code == 0
+        assert read_recipe("demo", [f"seed={seed}"]).seed == seed
+    assert [asked.seed for asked in generator.asked] == [2**63, -5, 10**30]
 
 
 NEW = """

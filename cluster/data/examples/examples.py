@@ -1,11 +1,12 @@
 """Chat examples, tasks, choices and preferences: from JSON-lines files anywhere, or from `generated://…`.
 
     chat        {"messages": [{"role", "content"}, …, the assistant's]}
-    task        {"messages": […, the user's] | "prompt": str, "answer", "verifier"}            see rewards.py
+    task        {"messages": […, the user's] | "prompt": str, "answer", "verifier"}            see cluster/verify
     choice      {"messages": […, the user's] | "prompt": str, "choices": [str, …], "answer": index}
     preference  {"messages": […, the user's], "chosen": str, "rejected": str}
 
-Every record is checked where it is read, so a wrong one is named by its file and line before any training starts.
+Every record is checked where it is read, so a wrong one is named by its file and line before any training starts; so is
+one that a model's context doesn't hold (lengths.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_LINE = 16 << 20  # bytes
 Example = dict[str, Any]
+Check = Callable[[Mapping], None]  # raises UserError for an example that can't be used
 
 
 def read_chat(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
@@ -32,14 +34,14 @@ def read_chat(urls: str | Iterable[str], limit: int | None = None) -> list[Examp
     return _read(urls, limit, _chat, generated.chat_examples)
 
 
-def read_tasks(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
-    """Verifiable tasks, see `read_chat`."""
-    return _read(urls, limit, _task, generated.tasks)
+def read_tasks(urls: str | Iterable[str], limit: int | None = None, fits: Check | None = None) -> list[Example]:
+    """Verifiable tasks, see `read_chat`. fits: see lengths.py; what it refuses is named by its file and line too."""
+    return _read(urls, limit, _task, generated.tasks, fits)
 
 
-def read_choices(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
-    """Multiple-choice items, see `read_chat`."""
-    return _read(urls, limit, _choice, generated.choices)
+def read_choices(urls: str | Iterable[str], limit: int | None = None, fits: Check | None = None) -> list[Example]:
+    """Multiple-choice items, see `read_tasks`."""
+    return _read(urls, limit, _choice, generated.choices, fits)
 
 
 def read_preferences(urls: str | Iterable[str], limit: int | None = None) -> list[Example]:
@@ -66,24 +68,34 @@ def prompt_ids(tokenizer: Tokenizer, example: Mapping) -> list[int]:
 def _read(
     urls: str | Iterable[str],
     limit: int | None,
-    check: Callable[[Mapping], None],
+    check: Check,
     generate: Callable[[str], list[Example]],
+    fits: Check | None = None,
 ) -> list[Example]:
     found: list[Example] = []
     for url in [urls] if isinstance(urls, str) else urls:
         if url.startswith(generated.SCHEME):
-            found += generate(url)[:limit]
+            made = generate(url)[:limit]
+            for number, example in enumerate(made, start=1):
+                _checked(f"{url}, number {number}", example, fits)
+            found += made
             continue
         before = len(found)
         for where, example in itertools.islice(_records(url), limit):
-            try:
-                check(example)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
+            _checked(where, example, check, fits)
             found.append(example)
         if len(found) == before:
             raise UserError(f"{url}: there is no example in it. It must have one JSON object a line.")
     return found
+
+
+def _checked(where: str, example: Example, *checks: Check | None) -> None:
+    try:
+        for check in checks:
+            if check:
+                check(example)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _records(url: str) -> Iterator[tuple[str, Example]]:

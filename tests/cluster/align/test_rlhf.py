@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from tiny_model import make_model
 
 from cluster.align.config import PREFERENCE, RlhfConfig
+from cluster.align.instruct import InstructSummary
 from cluster.align.preferences import Pair, Pairs
 from cluster.align.rlhf import Alignment, RlhfSummary, asked, rlhf_worker, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.errors import UserError
 from cluster.train.worker import Worker
 from cluster.verify.verifiers import verify
 from model import trainer
@@ -226,6 +228,29 @@ def test_a_resumed_alignment_remembers_the_scores_of_before_it_began(folder: Pat
     assert isinstance(summary, dict)
     assert {n: summary[f"{n}_before"] for n in values} == values
     assert {n: summary[f"{n}_after"] for n in values} == {n: whole[f"{n}_after"] for n in values}
+
+
+def test_pairs_that_a_row_does_not_hold_are_counted_and_said(folder: Path) -> None:
+    asked = [{"role": "user", "content": "Why?"}]
+    pairs = [{"messages": asked, "chosen": "b" * n, "rejected": "c" * m} for n, m in ((3, 3), (3, 60), (60, 3), (9, 9))]
+    settings = config(method="dpo", preferences=(TASKS,), train=TrainConfig(batch_size=2, seq_len=40))
+    worker = Worker(0, 1, 0, "", "", None)
+    learner = Pairs(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, pairs, pairs[:2])
+    assert (len(learner.train), len(learner.heldout), learner.too_long) == (2, 1, 3)
+    assert "3 pairs too long for a row left out" in RlhfSummary(loss=1.0, too_long=learner.too_long).words()
+    assert RlhfSummary(too_long=0).words() == ""
+
+
+def test_a_prompt_that_the_context_does_not_hold_is_refused_when_it_is_read(folder: Path) -> None:
+    worker, task = Worker(0, 1, 0, "", "", None), {"prompt": "z" * 200, "answer": "1"}
+    with pytest.raises(UserError, match=r"the prompt has 201 tokens, but the model's context .* is 128"):
+        Rollouts(config(), load_model(folder), load_model(folder), Tokenizer(folder), worker, [task], [task])
+
+
+def test_chats_that_a_row_does_not_hold_are_said() -> None:
+    words = InstructSummary(loss=1.0, examples=9, truncated=3, dropped=2).words()
+    assert words == "loss 1.000, 3 of 9 chats cut at a row's end, 2 left out, their answers beyond it"
+    assert InstructSummary(loss=1.0, examples=9).words() == "loss 1.000"
 
 
 def test_no_answer_is_scored_with_a_seed_that_is_trained_on(folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from tiny_model import make_model
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.errors import UserError
 from cluster.evaluate.config import EvaluateConfig, TaskConfig
 from cluster.evaluate.tasks import sample, score_answers, score_choices
 from model.checkpoint import load_model
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = Tokenizer(folder)
+    model, tokenizer = load_model(folder), Tokenizer(folder)
     path = tmp_path / "items.jsonl"
     item = {"prompt": "2 + 3 = ", "answer": "5", "verifier": "exact"}
     path.write_text(f"{json.dumps(item)}\n" * 4, encoding="utf-8")
@@ -47,17 +48,16 @@ def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     monkeypatch.setattr("model.generate.by_kind.generate", generate)
     given = {"name": "t", "kind": "generate", "data": str(path)}
     plain, stopped = (TaskConfig.model_validate(given | more) for more in ({}, {"decoding": {"stops": ["\n\n"]}}))
-    assert score_answers(None, tokenizer, plain, EvaluateConfig()) == [1.0, 0.0, 0.0, 0.0]
-    assert score_answers(None, tokenizer, stopped, EvaluateConfig()) == [1.0, 0.0, 1.0, 0.0]
+    assert score_answers(model, tokenizer, plain, EvaluateConfig()) == [1.0, 0.0, 0.0, 0.0]
+    assert score_answers(model, tokenizer, stopped, EvaluateConfig()) == [1.0, 0.0, 1.0, 0.0]
     ends = (tokenizer.end_id, tokenizer.eos_id)
     assert asked == [Decoding(temperature=0.0, stops=ends)] * 2
 
 
-def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(
+def test_a_choice_is_scored_whole_up_to_the_context_and_refused_beyond_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, tokenizer = load_model(folder), Tokenizer(folder)
-    prompt, choices, scored = "The lazy dog jumps. " * 30, ["five", "a dog that jumps"], []
+    model, tokenizer, scored = load_model(folder), Tokenizer(folder), []
     sequence_logprobs = logprobs.sequence_logprobs
 
     def spy(decoder: Any, tokens_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -65,13 +65,22 @@ def test_of_a_long_prompt_the_end_is_kept_so_that_the_choice_is_scored(
         return sequence_logprobs(decoder, tokens_BT, mask_BT)
 
     monkeypatch.setattr(logprobs, "sequence_logprobs", spy)
+    choices = ["x" * 20, "y" * 20]
+    before = "z" * (96 - 1 - 20)  # bos, and a byte a token
+    assert len(tokenizer.encode(before + choices[1], bos=True)) == 96
     path = tmp_path / "items.jsonl"
-    path.write_text(json.dumps({"prompt": prompt, "choices": choices, "answer": 0}), encoding="utf-8")
-    score_choices(model, tokenizer, TaskConfig(name="t", kind="choice", data=str(path)), EvaluateConfig())
-    before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    task = TaskConfig(name="t", kind="choice", data=str(path))
+    item = {"prompt": before, "choices": choices, "answer": 0}
+    path.write_text(json.dumps(item), encoding="utf-8")
+    score_choices(model, tokenizer, task, EvaluateConfig())
     for (tokens, mask), choice in zip(scored, choices, strict=True):
         own = tokenizer.encode(choice)
-        assert tokens.tolist() == [*before, *own][-96:] and tokens[mask].tolist() == own
+        assert tokens.tolist() == [*tokenizer.encode(before, bos=True), *own] and tokens[mask].tolist() == own
+
+    longer = item | {"choices": ["x", "y" * 21]}
+    path.write_text(f"{json.dumps(item)}\n{json.dumps(longer)}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"'t': .*items.jsonl:2: the prompt and choice 1 have 97 tokens, .* is 96"):
+        score_choices(model, tokenizer, task, EvaluateConfig())
 
 
 def test_the_end_of_an_answer_counts_among_its_tokens(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.verify.verifiers import VERIFIERS, verify
+from cluster.errors import UserError
+from cluster.verify.verifiers import VERIFIERS, check_task, verify
 
 
 def reward(verifier, answer, text):
@@ -45,6 +46,9 @@ def reward(verifier, answer, text):
         ("format", "", "The answer is .", 0),
         ("format", "", "The answer is 2. The answer is 2.", 0),
         ("format", "", "The answer is 2. So there.", 0),
+        ("format", "", "The answer is 1.000,50.", 1),
+        ("format", "St. Louis", "The answer is St. Louis.", 1),
+        ("format", "St. Louis", "The answer is St. Paul.", 0),
     ],
 )
 def test_a_completion_gets_what_it_deserves(verifier, answer, text, expected):
@@ -79,9 +83,66 @@ def test_verifiers_are_mixed_by_weight():
         ({"answer": "1", "verifier": "nmber"}, "Did you mean 'number'"),
         ({"verifier": "number"}, 'needs an "answer"'),
         ({"answer": "1", "verifier": {}}, "weights"),
-        ({"answer": "1", "verifier": {"number": -1, "format": 2}}, "weights"),
+        ({"answer": "1", "verifier": {"number": -1, "format": 2}}, "0 or more, not -1"),
+        ({"answer": "1", "verifier": {"number": 0}}, "weights"),
+        ({"answer": "1", "verifier": {"number": "0.9"}}, "must be a number of 0 or more, not '0.9'"),
+        ({"answer": "1", "verifier": {"number": None}}, "not None"),
+        ({"answer": "1", "verifier": {"number": True}}, "not True"),
+        ({"answer": "1", "verifier": {"number": float("nan")}}, "not nan"),
+        ({"answer": "1", "verifier": {"number": float("inf")}}, "not inf"),
+        ({"answer": "1", "verifier": None}, "a name .* not None; without it, it is exact"),
+        ({"answer": "1", "verifier": ["number"]}, "a name .* not "),
+        ({"answer": "1", "verifier": 3}, "a name .* not 3"),
+        ({"answer": None}, 'needs an "answer"'),
+        ({"answer": True}, 'needs an "answer"'),
+        ({"answer": ["1"]}, 'needs an "answer"'),
     ],
 )
 def test_a_task_that_cannot_be_verified_is_refused(task, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         verify(task, "1")
+    with pytest.raises(UserError, match=message):
+        check_task(task)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"answer": "five", "verifier": "number"}, "'five' is no number"),
+        ({"answer": "3 or 4", "verifier": "number"}, "no number"),
+        ({"answer": "five", "verifier": {"number": 0.01, "format": 0.99}}, "no number"),
+        ({"answer": "3-4", "verifier": {"number": 0.5, "format": 0.5}}, "no number"),
+        ({"answer": "12:30", "verifier": "number"}, "no number"),
+        ({"answer": "5 km", "verifier": "number"}, "Write the number alone"),
+        ({"answer": "1/0", "verifier": "number"}, "no number"),
+        ({"answer": "1e999999999", "verifier": "number"}, "no number"),
+        ({"answer": "9" * 5000, "verifier": "number"}, "60 digits"),
+        ({"answer": float("nan"), "verifier": "number"}, "no number"),
+        ({"answer": float("inf"), "verifier": "number"}, "no number"),
+        ({"answer": "", "verifier": "number"}, "no number"),
+        ({"answer": "__import__('os').system('false')", "verifier": "number"}, "no number"),
+        ({"answer": "a\nb", "verifier": "answer"}, "one line"),
+        ({"answer": "5", "verifier": {"exact": 0.5, "format": 0.5}}, "one line"),
+        ({"answer": "x" * 5000, "verifier": "exact"}, "4000 characters"),
+    ],
+)
+def test_a_task_whose_own_answer_is_not_rewarded_is_refused(task, message):
+    with pytest.raises(UserError, match=message):
+        check_task(task)
+    assert verify(task, str(task["answer"])) < 1, "and a completion never raises"
+
+
+@pytest.mark.parametrize("verifier", [*VERIFIERS, {"number": 0.9, "format": 0.1}, {"answer": 0.9, "format": 0.1}])
+@pytest.mark.parametrize(
+    "answer", ["1/2", "50%", "$5", "1,5", "1 000", "1.000,50", "−3", "1e-3", "2 1/2", "½", 5, -0.5]
+)
+def test_an_answer_as_people_write_it_is_rewarded(verifier, answer):
+    check_task({"answer": answer, "verifier": verifier})
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "parity", "sort", "reverse"])
+def test_every_generated_task_can_be_rewarded(name):
+    from cluster.data.examples import generated
+
+    for task in generated.tasks(f"generated://{name}?n=20"):
+        check_task(task)

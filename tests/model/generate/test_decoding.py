@@ -1,5 +1,6 @@
 """The options of generation: ranges, what they are by default, and how they are read from texts and numbers."""
 
+import math
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -10,7 +11,7 @@ import torch
 
 from model.errors import UserError
 from model.generate.decoding import CHAT, GREEDY, OPTIONS, TEXT, TYPES, Decoding
-from model.generate.option import option
+from model.generate.option import allowed, option
 from model.generate.sampling import distribution
 from model.generate.unmasking import Unmasking
 
@@ -31,6 +32,16 @@ from model.generate.unmasking import Unmasking
         ({"steps": -1}, "steps"),
         ({"block_length": -2}, "block_length"),
         ({"order": "rondom"}, "did you mean 'random'"),
+        ({"stops": (-1,)}, "stops has -1"),
+        ({"stops": (1 << 63,)}, "no token's id"),
+        *(
+            ({name: value}, f"{name} = {value}")
+            for name, kind in TYPES.items()
+            for value in (math.nan, math.inf, -math.inf, True)
+            if kind in (int, float)
+        ),
+        *(({name: 2.5}, f"{name} = 2.5 must be a whole number") for name, kind in TYPES.items() if kind is int),
+        ({"temperature": 10**400}, "temperature = 1000"),
     ],
 )
 def test_what_is_out_of_its_range_is_the_person_s_mistake(given, message):
@@ -40,6 +51,12 @@ def test_what_is_out_of_its_range_is_the_person_s_mistake(given, message):
     if given.keys() <= {f.name for f in fields(Unmasking)}:
         with pytest.raises(UserError, match=next(iter(given))):
             Unmasking(**given)
+
+
+def test_what_is_allowed_is_said_in_the_words_of_the_refusal():
+    said = {f.name: allowed(f) for f in OPTIONS}
+    assert said["top_p"] == "above 0 and at most 1" and said["temperature"] == "at least 0"
+    assert said["order"] == "confidence or random" and said["seed"] == said["stops"] == ""
 
 
 def test_the_ends_of_the_ranges_are_allowed():
@@ -75,6 +92,14 @@ def test_options_are_read_from_whatever_a_service_passes_on():
     assert TEXT.read({"stops": "ab"}).stops == ("ab",)
     with pytest.raises(UserError, match="top_p"):
         TEXT.read({"top_p": 2})
+    assert TEXT.read({"seed": 2**70, "top_k": 3.0}) == replace(TEXT, seed=2**70, top_k=3)
+    for name in ("max_new_tokens", "seed", "steps"):
+        for value in (2.5, "2.5", "many", math.nan, math.inf, True, [1]):
+            with pytest.raises(UserError, match=rf"{name} = .* must be a whole number"):
+                TEXT.read({name: value})
+    for value in ("warm", "nan", "inf", [1], False):
+        with pytest.raises(UserError, match=r"temperature = .* must be a number"):
+            TEXT.read({"temperature": value})
 
 
 def test_a_sampler_is_given_ids_alone():

@@ -9,6 +9,7 @@ import torch
 from small_models import SMALL, lively, random_tokens
 
 from model.config import ModelConfig
+from model.errors import UserError
 from model.generate import by_kind, engine
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.diffusion import generate, stream
@@ -181,6 +182,27 @@ def test_the_model_s_kind_decides_how_it_is_sampled():
         engine.generate(both, PROMPTS)
     with pytest.raises(ValueError, match=r"use model\.generate\.engine"):
         generate(causal, PROMPTS)
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_give_no_probabilities_are_an_error_and_no_text(decoding, wrong):
+    model = lively(CONFIG)
+    with torch.no_grad():
+        model.embedding.weight[:, 0] = wrong
+    with pytest.raises(UserError, match="gives no probabilities"):
+        generate(model, PROMPTS, decoding)
+    with pytest.raises(UserError, match="gives no probabilities"):
+        list(stream(model, PROMPTS[0], decoding))
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 + 5, -1, -(10**30)])
+def test_any_integer_is_a_seed(seed):
+    model, decoding = lively(CONFIG), replace(SAMPLED, seed=seed, temperature=5.0)
+    texts = [c.tokens for c in generate(model, PROMPTS[:2] * 2, decoding)]
+    assert texts == [c.tokens for c in generate(model, PROMPTS[:2] * 2, decoding)]
+    assert texts[0] != texts[2], "row 2 has another seed"
+    assert [t.id for t in stream(model, PROMPTS[0], decoding)] == texts[0]
 
 
 def test_nothing_to_do_is_done():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_models import SHAPES, lively, random_tokens
 
+from model.errors import UserError
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.engine import generate, stream
 from model.generate.sampling import distribution, draw
@@ -90,6 +91,33 @@ def test_other_seeds_give_other_text():
     model = lively(SHAPES["llama"])
     texts = {tuple(c.tokens) for c in generate(model, [[1, 2]] * 8, replace(SAMPLED, stops=()))}
     assert len(texts) == 8
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_give_no_probabilities_are_an_error_and_no_text(decoding, wrong):
+    model = lively(SHAPES["llama"])
+    with torch.no_grad():
+        model.embedding.weight[:, 0] = wrong
+    with pytest.raises(UserError, match="gives no probabilities"):
+        generate(model, PROMPTS, decoding)
+    with pytest.raises(UserError, match="gives no probabilities"):
+        list(stream(model, PROMPTS[0], decoding))
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 + 5, -1, -(10**30)])
+def test_any_integer_is_a_seed(seed):
+    model, decoding = lively(SHAPES["llama"]), replace(SAMPLED, seed=seed, temperature=5.0)
+    texts = [c.tokens for c in generate(model, PROMPTS[:2] * 2, decoding)]
+    assert texts == [c.tokens for c in generate(model, PROMPTS[:2] * 2, decoding)]
+    assert texts[0] != texts[2], "row 2 has another seed"
+    assert [t.id for t in stream(model, PROMPTS[0], decoding)] == texts[0]
+
+
+def test_numbers_that_overflow_are_an_error():
+    decoding = Decoding(repetition_penalty=1e-45)
+    with pytest.raises(UserError, match="repetition_penalty = 1e-45"):
+        generate(lively(SHAPES["llama"]), [list(range(40))], decoding)
 
 
 def test_a_row_that_fills_the_context_ends_there():

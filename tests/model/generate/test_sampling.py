@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from model.errors import UserError
 from model.generate import sampling
 from model.generate.decoding import GREEDY, Decoding
-from model.generate.sampling import distribution, draw, uniform
+from model.generate.sampling import check_drawn, distribution, draw, uniform
+from model.seeds import int64
 
 LOGITS = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 2
 
@@ -56,6 +58,44 @@ def test_the_distribution_follows_its_definition(decoding):
     given = distribution(LOGITS, decoding).exp()
     for row in range(5):
         assert given[row].tolist() == pytest.approx(by_hand(LOGITS[row].tolist(), decoding), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45, 5e-324])
+def test_the_coldest_temperature_is_the_largest_logit_alone(temperature):
+    for scale in (1e-3, 1.0, 1e30):
+        given = distribution(LOGITS * scale, Decoding(temperature=temperature))
+        assert torch.equal(given.exp().round(decimals=3), distribution(LOGITS, GREEDY).exp())
+    tied = torch.tensor([[3.0, 3.0, 1.0]])
+    assert distribution(tied, Decoding(temperature=temperature)).exp().tolist() == [[0.5, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1.7e308])
+def test_the_hottest_temperature_is_uniform(temperature):
+    given = distribution(LOGITS, Decoding(temperature=temperature, top_p=0.999999))
+    assert torch.allclose(given.exp(), torch.full_like(LOGITS, 1 / 12))
+
+
+@pytest.mark.parametrize("options", [{"top_p": 5e-324}, {"top_p": 1e-30}, {"min_p": 1.0}, {"top_k": 1}])
+def test_however_little_is_kept_the_likeliest_is(options):
+    assert torch.equal(distribution(LOGITS, Decoding(**options)), distribution(LOGITS, GREEDY))
+
+
+def test_any_integer_is_a_seed():
+    given = [2**63 - 1, 2**63, 2**64, 2**70 + 1, 10**40, -1, -(2**63), -(2**63) - 1, 7]
+    made = [int64(seed) for seed in given]
+    assert all(-(2**63) <= new < 2**63 and (new - old) % 2**64 == 0 for new, old in zip(made, given, strict=True))
+    assert (int64(7), int64(-7)) == (7, -7)
+    assert torch.isfinite(uniform(torch.tensor(made), 3)).all()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_has_no_probability_is_an_error(wrong):
+    fine, broken = torch.zeros(3), torch.tensor([0.0, wrong, 0.0])
+    check_drawn(fine, fine, GREEDY)
+    with pytest.raises(UserError, match="weights are damaged, or its training diverged"):
+        check_drawn(broken, fine, GREEDY)
+    with pytest.raises(UserError, match="repetition_penalty = 1e-45"):
+        check_drawn(fine, -broken, Decoding(repetition_penalty=1e-45))
 
 
 def test_greedy_is_the_distribution_of_the_largest_alone():

@@ -1,0 +1,76 @@
+"""Before an alignment: are its data right, and do they fit? See cluster.stage.Stage.check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.align.config import PREFERENCE
+from cluster.data.examples import examples, generated
+from cluster.data.examples.lengths import task_fits
+from cluster.data.tokenizer.chat import render
+from cluster.errors import UserError
+from cluster.train.cost import model_of
+
+if TYPE_CHECKING:
+    from cluster.align.config import RlhfConfig
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+    from cluster.stage import Step
+
+
+def check_instruct(step: Step, tokenizer: Path | None) -> None:
+    """Raises UserError for a wrong chat example, and if none of them has an answer that begins within a row."""
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+
+    data, seq_len = step.config.data, step.config.train.seq_len
+    if tokenizer is None:
+        _named("instruct", lambda: examples.read_chat(_files(data)))
+        return
+    pieces = Tokenizer(tokenizer)
+    if not any(any(render(pieces, chat["messages"]).mask[:seq_len]) for chat in examples.read_chat(data)):
+        raise UserError(f"[instruct] no chat has an assistant's token within train.seq_len = {seq_len}: raise it.")
+
+
+def check_rlhf(step: Step, tokenizer: Path | None) -> None:
+    """Raises UserError for a wrong task or pair, for a prompt that the context doesn't hold, and if no pair fits."""
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+
+    config: RlhfConfig = step.config
+    pairs = config.method in PREFERENCE
+    read = examples.read_preferences if pairs else examples.read_tasks
+    if tokenizer is None:
+        _named("rlhf", lambda: read(_files((*config.data, *config.heldout))))
+        return
+    pieces, context = Tokenizer(tokenizer), model_of(step).max_seq_len
+    if not pairs:
+        fits = task_fits(pieces, context)
+        _named("rlhf", lambda: examples.read_tasks((*config.data, *config.heldout), fits=fits))
+        return
+    longest = min(config.train.seq_len, context)
+    if not any(_longest(pieces, pair) <= longest for pair in examples.read_preferences(config.data)):
+        raise UserError(f"[rlhf] no preference pair fits into {longest} tokens: raise rlhf.train.seq_len.")
+
+
+def pair_ids(tokenizer: Tokenizer, pair: Mapping) -> tuple[list[int], list[int]]:
+    """The ids of a pair's conversation with the chosen answer, and with the rejected one."""
+    return tuple(
+        render(tokenizer, [*pair["messages"], {"role": "assistant", "content": pair[side]}]).ids
+        for side in ("chosen", "rejected")
+    )  # type: ignore[return-value]
+
+
+def _longest(tokenizer: Tokenizer, pair: Mapping) -> int:
+    return max(map(len, pair_ids(tokenizer, pair)))
+
+
+def _files(urls: tuple[str, ...]) -> list[str]:
+    """Those that a person wrote: what is made by code is right."""
+    return [url for url in urls if not url.startswith(generated.SCHEME)]
+
+
+def _named(table: str, read: Callable[[], object]) -> None:
+    try:
+        read()
+    except UserError as error:
+        raise UserError(f"[{table}] {error}") from None
