@@ -45,7 +45,7 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         None, description="http://… or a database; default: MLFLOW_TRACKING_URI, else SQLite beside the store"
     )
-    experiment: str | None = Field(None, description="default: the recipe's name")
+    experiment: str | None = Field(None, min_length=1, max_length=200, description="default: the recipe's name")
     system_metrics: bool = True
     system_seconds: float = Field(10.0, gt=0, description="seconds between two samples of the machine's load")
 

@@ -289,6 +289,8 @@ def test_store_is_a_text_or_a_table(folder: Path) -> None:
         ('rlhf.tasks=["t.jsonl"]', "rlhf", "needs [instruct] before it"),
         ("model.n_heads=7", "model", "not a multiple"),
         ("name=my model", "name", "letters, digits, dashes"),
+        ("release.name=a@b", "release.name", "not '@'"),
+        ("release.name=a%20b", "release.name", "not '%'"),
         ("sources.0.weight=0", "sources.web.weight", "greater than 0"),
         ("train.schedule=cosin", "train.schedule", "cosine"),
         ("train.objective=masked_diffusion", "train.objective", "it needs model.causal = false"),
