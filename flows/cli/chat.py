@@ -10,6 +10,7 @@ from cluster.errors import UserError
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
+from flows.streams import reader_left
 from model.generate.decoding import CHAT, Decoding
 
 HELP = "/exit ends, /reset begins anew, /help shows this."
@@ -35,6 +36,8 @@ def chat(
         while True:
             out.write("\n> ")
             out.flush()
+            if reader_left(out):
+                break
             line = sys.stdin.readline()
             if not line or line.strip() in ("/exit", "/quit"):
                 break

@@ -46,7 +46,7 @@ def run(
         path = log_path(read.store.url, read.name)
         with named_by_a_person(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-    with quiet(path) as console:
+    with quiet(path, lasting=True) as console:
         _log()
         code = go(read, until, console, path)
     if code:
