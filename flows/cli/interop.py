@@ -39,7 +39,12 @@ def import_(
             uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
         show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
         if tokenizer is not None:
-            console.print(f'Next: tokenmill generate {uri or out} "Once upon a time"')
+            from cluster.tracking.place import locate
+            from flows.commands import tokenmill
+
+            place = locate() if uri else None
+            command = tokenmill("generate", uri or str(target.absolute()), "Once upon a time", place=place)
+            console.print(f"Next:\n  {command}", markup=False, soft_wrap=True)
 
 
 def export(

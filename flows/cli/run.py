@@ -133,16 +133,16 @@ def work(run: Run) -> int:
 
 
 def stopped(run: Run, state: Any) -> int:
-    from flows.closing import command
+    from flows.commands import again
 
     console = run.screen.console
     console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
-    console.print(f"To resume from there, the same command:\n  {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"To resume from there, the same command:\n  {again(run)}", markup=False, soft_wrap=True)
     return run.stop.exit_code
 
 
 def failed(run: Run, error: BaseException, console: Console, name: str = "") -> int:
-    from flows.closing import command
+    from flows.commands import again
 
     if name:
         run.screen.fault(name, "failed")
@@ -153,7 +153,7 @@ def failed(run: Run, error: BaseException, console: Console, name: str = "") -> 
         console.print(report_it(run.log), markup=False, soft_wrap=True)
     elif run.log:
         console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
-    console.print(f"What is done is kept; the same command resumes:\n  {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"What is done is kept; the same command resumes:\n  {again(run)}", markup=False, soft_wrap=True)
     return 1
 
 

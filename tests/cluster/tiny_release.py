@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pydantic import BaseModel
-from tiny_model import make_model
+from tests.cluster.tiny_model import make_model
 
 from cluster.release.release import STAGE, ReleaseConfig
 from cluster.stage import Stage, Step, Workspace

@@ -182,7 +182,7 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
         run.screen.console.file.flush()
         text = (tmp_path / "screen.txt").read_text(encoding="utf-8")
         assert words in text and "Traceback" not in text
-        assert ("the.log" in text) == ("tokenmill run mine.toml" in text) == (code == 1)
+        assert ("the.log" in text) == ("run mine.toml" in text) == (code == 1)
         (tmp_path / "screen.txt").write_text("", encoding="utf-8")
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c_ends_at_the_next_step_with_the_command_to_go_on(start: Any) -> N
     line.interrupt()
     output = line.output()
     assert line.process.returncode == 130, output
-    assert "with a checkpoint" in output and "tokenmill run slow" in output
+    assert "with a checkpoint" in output and "run slow" in output
     assert "Traceback" not in output
     assert line.children_end()
 
