@@ -24,6 +24,7 @@ from cluster.data.filter import FilterConfig
 from cluster.data.pack import PackConfig
 from cluster.data.readers.sources import Source
 from cluster.data.tokenizer.training import TokenizerConfig
+from cluster.errors import UserError
 from cluster.evaluate.config import EvaluateConfig
 from cluster.registry.names import checked_name
 from cluster.release.release import ReleaseConfig
@@ -86,6 +87,8 @@ class Recipe(BaseModel):
     @field_validator("store", mode="before")
     @classmethod
     def _store_url(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | StoreConfig):
+            raise UserError("must be a text in quotes: a folder, or s3://bucket/prefix.")
         return {"url": value} if isinstance(value, str) else value
 
     @field_validator("extend", "instruct", "rlhf", "release", mode="before")

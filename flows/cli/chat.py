@@ -13,7 +13,7 @@ from flows.cli.generate import MODEL
 from flows.streams import reader_left
 from model.generate.decoding import CHAT, Decoding
 
-HELP = "/exit ends, /reset begins anew, /help shows this."
+HELP = "/exit ends, /reset begins anew, /help shows this; // begins a message that begins with /."
 
 
 @decoded(CHAT)
@@ -45,7 +45,9 @@ def chat(
             if text == "/reset":
                 messages = list(first)
                 continue
-            if text.startswith("/"):
+            if text.startswith("//"):
+                text = text[1:]
+            elif text.startswith("/"):
                 out.write(f"{HELP}\n")
                 continue
             if not text:

@@ -1,7 +1,7 @@
 """How a command ends badly: one clear paragraph on stderr, the traceback in the log file.
 
 Exit codes: 2 for a UserError, what the person gave (a recipe, a name, a number); 1 for what went wrong while working;
-130 after Ctrl-C.
+3 for a run that went through and whose version isn't the champion, with --require-champion; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

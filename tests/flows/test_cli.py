@@ -150,7 +150,7 @@ def test_with_everything_cached_neither_prefect_nor_ray_is_even_imported(folder:
     out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, encoding="utf-8")
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-1] == "[]"
-    assert "= corpus" in out.stdout and "cached" in out.stdout and "Next:" in out.stdout
+    assert "= corpus" in out.stdout and "cached" in out.stdout and "Store:" in out.stdout
 
 
 # --- run: endings -------------------------------------------------------------------------------------------------
@@ -184,6 +184,33 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
         assert words in text and "Traceback" not in text
         assert ("the.log" in text) == ("run mine.toml" in text) == (code == 1)
         (tmp_path / "screen.txt").write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize(("aliases", "code"), [(("champion", "candidate"), 0), (("candidate",), 3)])
+def test_a_script_can_require_the_champion_s_place(
+    make_run: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aliases: tuple[str, ...], code: int
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from cluster.registry import versions
+    from flows.cli.run import ending
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    found = version(aliases=aliases, reason="bpb is not better")
+    monkeypatch.setattr(versions, "Registry", lambda place: SimpleNamespace(get=lambda uri: found))
+    for required, expected in ((True, code), (False, 0)):
+        run = make_run({"release": lambda ws: {"name": "mine", "version": 2}})
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            assert ending(run, run.screen.console, required) == expected
+    run.screen.console.file.flush()
+    assert ("Not the champion: models:/mine/2. bpb" in (tmp_path / "screen.txt").read_text(encoding="utf-8")) == (code == 3)
+
+
+@pytest.mark.parametrize("words", [["--until", "pack"], ["--set", "release=false"]])
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_run_that_releases_nothing_can_t_require_a_champion(folder: Path, words: list[str], plan: list[str]) -> None:
+    result = call("run", "mine.toml", "--require-champion", *words, *plan)
+    assert result.exit_code == 2 and "releases nothing" in result.output and not (folder / "store").exists()
 
 
 # --- generate, chat, models -----------------------------------------------------------------------------------------
@@ -241,6 +268,12 @@ def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -
     seeds = [decoding.seed for _, decoding in generator.asked]
     assert [decoding for _, decoding in generator.asked] == [replace(CHAT, seed=seed) for seed in seeds]
     assert len(set(seeds[:3])) == 3, "an answer that is asked for again is another"
+
+
+def test_a_message_may_begin_with_a_slash(generator: FakeGenerator) -> None:
+    result = call("chat", "m", stdin="//etc/hosts, what is it?\n///\n/etc\n")
+    assert [messages[-1]["content"] for messages, _ in generator.asked] == ["/etc/hosts, what is it?", "//"]
+    assert result.output.count("/help shows this") == 2  # at the start, and for "/etc"
 
 
 def test_chat_ends_where_the_input_ends(generator: FakeGenerator) -> None:
