@@ -37,6 +37,9 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 SQLITE, SQLITE_DRIVER = "sqlite:///", "sqlite+pysqlite:///"
+# By this tag of an experiment MLflow's page opens with training runs, not with the traces of applications.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+UNDECIDED = (None, "", "no_inferred_type", "genai_development_inferred")  # what nobody has chosen
 _guard = threading.Lock()
 _ready: set[str] = set()
 
@@ -203,10 +206,13 @@ def experiment_id(client: MlflowClient, name: str, artifact_root: str | None) ->
         if found is not None:
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(found.experiment_id)
+            if found.tags.get(KIND) in UNDECIDED:
+                client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
             return found.experiment_id
         try:
             folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-            return client.create_experiment(name, f"{artifact_root}/{folder}" if artifact_root else None)
+            location = f"{artifact_root}/{folder}" if artifact_root else None
+            return client.create_experiment(name, location, {KIND: TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
                 raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import UserError, named_by_a_person
-from flows.cli.errors import is_a_bug, paragraph, report_it, shown
+from flows.cli.errors import in_words, is_a_bug, paragraph, report_it, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,7 @@ def run(
         path = log_path(read.store.url, read.name)
         with named_by_a_person(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     with quiet(path, lasting=True) as console:
         _log()
         code = go(read, until, console, path, require_champion)
@@ -95,7 +96,9 @@ def go(recipe: Recipe, until: str | None, console: Console, log: Path, require_c
     try:
         with named_by_a_person(recipe.store.url):
             run = Run.open(recipe, until, console, log)
-        check_required(require_champion, run.steps)
+            check_required(require_champion, run.steps)
+            if not run.all_cached:
+                run.artifacts.store.try_writing()
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
@@ -115,6 +118,10 @@ def ending(run: Run, console: Console, require_champion: bool = False) -> int:
             code = failed(run, error, console)
         finally:
             run.close()
+        if run.undelivered:
+            from flows.commands import again
+
+            console.print(f"{run.undelivered} To deliver them:\n  {again(run)}", markup=False, soft_wrap=True)
         if code == 0:
             from flows import closing
 
@@ -176,7 +183,7 @@ def failed(run: Run, error: BaseException, console: Console, name: str = "") -> 
 
     if name:
         run.screen.fault(name, "failed")
-    console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
+    console.print(f"Error: {in_words(error, run.artifacts.store.url)}", markup=False, soft_wrap=True)
     if isinstance(error, UserError):
         return 2
     if is_a_bug(error):

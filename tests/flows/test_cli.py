@@ -332,6 +332,24 @@ def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(m
     log.unlink()
 
 
+@pytest.mark.parametrize("fault", [OSError(30, "Read-only file system"), PermissionError(13, "Permission denied")])
+def test_a_store_that_can_t_be_written_ends_the_run_before_it_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+) -> None:
+    store = folder / "elsewhere" / "store"
+    mkdir = Path.mkdir
+
+    def refused(path: Path, *args: Any, **kw: Any) -> None:
+        if store in (path, *path.parents):
+            raise type(fault)(fault.errno, fault.strerror, str(path))
+        mkdir(path, *args, **kw)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    result = call("run", "mine.toml", "--until", "corpus", "--store", str(store))
+    assert result.exit_code == 2 and result.output.count("Error:") == 1
+    assert f"{store}: {fault.strerror}" in result.output and "Traceback" not in result.output
+
+
 def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

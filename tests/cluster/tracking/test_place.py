@@ -8,7 +8,7 @@ import pytest
 from tiny_mlflow import sqlite_place
 
 from cluster.registry.versions import Registry
-from cluster.tracking.place import QUIET, connect, database_of, experiment_id, locate
+from cluster.tracking.place import KIND, QUIET, TRAINING, connect, database_of, experiment_id, locate
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,18 @@ def test_a_deleted_experiment_is_brought_back(tmp_path):
     client.delete_experiment(made)
     assert experiment_id(client, "line", place.artifact_root) == made
     assert client.get_experiment(made).lifecycle_stage == "active"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [({}, TRAINING), ({KIND: "no_inferred_type"}, TRAINING), ({KIND: "finetuning"}, "finetuning")]
+)
+def test_an_experiment_opens_with_training_runs_unless_someone_chose_otherwise(tmp_path, before, after):
+    place = sqlite_place(tmp_path)
+    client = connect(place.uri)
+    client.create_experiment("old", None, before)
+    for name, kind in (("old", after), ("new", TRAINING)):
+        made = experiment_id(client, name, place.artifact_root)
+        assert client.get_experiment(made).tags[KIND] == kind
 
 
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(tmp_path, monkeypatch):
