@@ -61,7 +61,7 @@ def again(run: Run, until: bool = True, more: list[str] | None = None) -> str:
         words += ["--set", text]
     if until and run.until:
         words += ["--until", run.until]
-    return f"cd {shlex.quote(os.getcwd())} && {tokenmill(*words, *(more or []))}"
+    return f"cd {shlex.quote(str(Path.cwd()))} && {tokenmill(*words, *(more or []))}"
 
 
 def tokenmill(*words: str, place: Place | None = None) -> str:

@@ -34,7 +34,7 @@ def checked_name(name: str) -> str:
 
 
 def logged_name(name: str) -> str:
-    """The name of the logged model behind a version, which may have fewer characters (`_validate_logged_model_name`)."""
+    """The name of the logged model behind a version: `_validate_logged_model_name` refuses more characters."""
     return "".join("_" if c in "/:.%\"'" else c for c in name)
 
 

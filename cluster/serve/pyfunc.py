@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import mlflow
 import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -114,7 +113,7 @@ def refuse_unknown_params() -> None:
 
     def enforced(params: Any, schema: Any) -> Any:
         if isinstance(params, Mapping) and schema is not None and {p.name for p in schema.params} == set(TYPES):
-            decoding_of({name: None for name in params})
+            decoding_of(dict.fromkeys(params))
         return enforce(params, schema)
 
     if enforce.__name__ != enforced.__name__:  # this file is run at each load

@@ -1,7 +1,7 @@
 """A cached stage in MLflow: no run of its own, which would be empty, but a link to the run that made its artifact.
 
-    the line's run ─┬─ description         Cached: pack, [the run that made it](#/experiments/1/runs/ab…)
-                    └─ tokenmill.made_by.pack = ab…
+the line's run ─┬─ description         Cached: pack, [the run that made it](#/experiments/1/runs/ab…)
+                └─ tokenmill.made_by.pack = ab…
 """
 
 from __future__ import annotations

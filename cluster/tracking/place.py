@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from cluster.cache import cache_root
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     if remote:
         import hashlib
 
-        cache = Path(os.environ.get("TOKENMILL_CACHE") or Path.home() / ".cache" / "tokenmill")
-        state = cache / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
+        state = cache_root() / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
     else:
         state = Path(store).expanduser().absolute() / "work" / "tracking"
     return Place(given, artifacts, state)

@@ -13,7 +13,6 @@ interface keeps its active run by thread.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.cache import user
 from cluster.events import EventLog
 from cluster.tracking.follow import Follower
 from cluster.tracking.machine import Sampler
@@ -233,8 +233,9 @@ class Tracker:
         runs, events = self.delivery.undelivered() if self.delivery else (0, 0)
         why = (self.problem or "it is slow").split("\n")[0][:200]
         return (
-            f"MLflow at {self.place.uri} has not got {runs} run{'s' * (runs != 1)} of this line whole: {events:,} records "
-            f"({why}). They are kept in {self.folder}, and the next run on this store delivers them once MLflow answers."
+            f"MLflow at {self.place.uri} has not got {runs} run{'s' * (runs != 1)} of this line whole: {events:,} "
+            f"records ({why}). They are kept in {self.folder}, and the next run on this store delivers them once "
+            "MLflow answers."
         )
 
     def url(self, run: Run | str | None) -> str | None:
@@ -284,7 +285,7 @@ class Tracker:
                 "name": name,
                 "parent": parent,
                 "start": _now(),
-                "tags": {"mlflow.user": _user(), "mlflow.source.name": "tokenmill", **tags},
+                "tags": {"mlflow.user": user(), "mlflow.source.name": "tokenmill", **tags},
                 "fingerprint": fingerprint,
             }
         )
@@ -345,13 +346,6 @@ def numbers_of(summary: Mapping[str, Any]) -> dict[str, float]:
         for k, v in flatten(summary).items()
         if isinstance(v, (int, float)) and not isinstance(v, bool)
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _now() -> int:

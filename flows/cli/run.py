@@ -29,7 +29,8 @@ def run(
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run, such as pack.")] = None,
     require_champion: Annotated[
-        bool, typer.Option("--require-champion", help="For scripts: end with code 3 if this version isn't the champion.")
+        bool,
+        typer.Option("--require-champion", help="For scripts: end with code 3 if this version isn't the champion."),
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run and its cost; start nothing.")] = False,
     store: Annotated[
@@ -99,6 +100,8 @@ def go(recipe: Recipe, until: str | None, console: Console, log: Path, require_c
             check_required(require_champion, run.steps)
             if not run.all_cached:
                 run.artifacts.store.try_writing()
+            if run.needs_ray:
+                run.session.check()
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
@@ -132,14 +135,15 @@ def ending(run: Run, console: Console, require_champion: bool = False) -> int:
 
 
 def championship(run: Run, console: Console) -> int:
-    """0 if the run's version is the champion now, else 3: of a cached release another may have taken the place since."""
+    """0 if the run's version is the champion now, else 3: of a cached one another may have taken the place since."""
     from cluster.registry.versions import CHAMPION, Registry
 
     released = run.outcomes["release"].summary.values()
     try:
         version = Registry(run.tracker.place).get(f"models:/{released['name']}/{released['version']}")
     except (UserError, ConnectionError) as error:
-        console.print(f"Error: whether it is the champion can't be told: {paragraph(error)}", markup=False, soft_wrap=True)
+        words = f"Error: whether it is the champion can't be told: {paragraph(error)}"
+        console.print(words, markup=False, soft_wrap=True)
         return 1
     if CHAMPION in version.aliases:
         return 0

@@ -188,7 +188,12 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
 
 @pytest.mark.parametrize(("aliases", "code"), [(("champion", "candidate"), 0), (("candidate",), 3)])
 def test_a_script_can_require_the_champion_s_place(
-    make_run: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aliases: tuple[str, ...], code: int
+    make_run: Any,
+    prefect_api: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    aliases: tuple[str, ...],
+    code: int,
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -203,7 +208,9 @@ def test_a_script_can_require_the_champion_s_place(
         with temporary_settings({PREFECT_API_URL: prefect_api}):
             assert ending(run, run.screen.console, required) == expected
     run.screen.console.file.flush()
-    assert ("Not the champion: models:/mine/2. bpb" in (tmp_path / "screen.txt").read_text(encoding="utf-8")) == (code == 3)
+    assert ("Not the champion: models:/mine/2. bpb" in (tmp_path / "screen.txt").read_text(encoding="utf-8")) == (
+        code == 3
+    )
 
 
 @pytest.mark.parametrize("words", [["--until", "pack"], ["--set", "release=false"]])

@@ -21,7 +21,7 @@ from tests.cluster.tiny_model import make_model
 from tests.cluster.tiny_release import release_step
 
 ROOT = Path(__file__).parents[2]
-ODD = "it's 100% \"a?b\" #1"
+ODD = 'it\'s 100% "a?b" #1'
 
 
 def paste(command: str, folder: Path) -> str:

@@ -85,7 +85,7 @@ def test_a_wrong_command_with_closed_streams_ends_with_its_code(tmp_path: Path, 
 
 
 def test_only_a_reader_that_left_is_passed_over() -> None:
-    with open("/dev/full", "w", encoding="utf-8") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         out = Outgoing(full)
         out.write("x")
         with pytest.raises(OSError, match="No space"):

@@ -1,4 +1,4 @@
-"""A name that is taken is one that MLflow's registry, its URIs and its searches all take; any other is refused in words."""
+"""A name is taken if MLflow's registry, its URIs and its searches all take it; any other is refused in words."""
 
 import pytest
 from hypothesis import given

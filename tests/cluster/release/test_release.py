@@ -176,7 +176,12 @@ def test_the_registered_model_answers_in_a_fresh_process_without_pickle(line, tm
     greedy = Generator.load("models:/tiny@champion", place).complete("The quick", max_new_tokens=6, temperature=0.0)
     stop = greedy[2:4]
     done = subprocess.run(
-        [sys.executable, "-c", FRESH.replace("STOP", repr(stop))], cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-c", FRESH.replace("STOP", repr(stop))],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     text, two, chat, same_chat, streamed, sampled, likeliest, stopped = json.loads(done.stdout)

@@ -56,5 +56,5 @@ def test_what_is_no_prompt_is_refused(given, message):
 
 def test_an_option_that_is_not_there_is_refused_with_the_nearest():
     assert decoding_of({"top_k": 3, "stops": ["a"]}).top_k == 3
-    with pytest.raises(MlflowException, match="No parameter 'tempreature'. Did you mean 'temperature'"):
+    with pytest.raises(MlflowException, match=r"No parameter 'tempreature'\. Did you mean 'temperature'"):
         decoding_of({"tempreature": 0.5})
