@@ -110,7 +110,7 @@ def follow(command: str, folder: Path) -> None:
     elif command.startswith("tokenmill ") and PLACEHOLDER.search(command):
         options_are_there(command, folder)
     elif command.startswith("tokenmill run "):
-        assert "would run" in shell(command if "--plan" in command else f"{command} --plan", folder)
+        assert "would run" in shell(command if "--plan" in command else f"{command} --plan --until corpus", folder)
     elif command.startswith("tokenmill "):
         assert shell(command, folder)
     else:
