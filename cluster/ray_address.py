@@ -34,7 +34,8 @@ def check_address(address: str, named: str) -> None:
     host, port = parse_address(address, named)
     try:
         with socket.create_connection((host, port), timeout=SECONDS / 2) as connection:
-            problem = None if _speaks_grpc(connection) else "what answers is no Ray"
+            known = _greets(connection) and (address.startswith("ray://") or _is_head(host, port))
+            problem = None if known else "what answers is no Ray"
     except TimeoutError:
         problem = f"nothing answers within {SECONDS / 2:g} s"
     except OSError as error:
@@ -64,9 +65,9 @@ def parse_address(address: str, named: str) -> tuple[str, int]:
     return match["host"].strip("[]"), port
 
 
-def _speaks_grpc(connection: socket.socket) -> bool:
+def _greets(connection: socket.socket) -> bool:
     """Whether what listens greets as a gRPC server does, which Ray's heads are: by a frame of HTTP/2's settings."""
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("", "0", "false"):
+    if _uses_tls():
         return True
     connection.sendall(GREETING)
     answer = b""
@@ -76,3 +77,28 @@ def _speaks_grpc(connection: socket.socket) -> bool:
             return False
         answer += got
     return answer[3] == SETTINGS
+
+
+def _is_head(host: str, port: int) -> bool:
+    """Whether a gRPC server knows the question that each worker asks a head first; a head may want a token for it.
+
+    (A proxy takes every connection, and greets.)
+    """
+    if _uses_tls():
+        return True
+    try:
+        import grpc  # Ray brings it
+    except ImportError:
+        return True
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with grpc.insecure_channel(place) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=SECONDS / 2)
+        except grpc.RpcError as error:
+            unknown = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            return error.code() not in unknown  # type: ignore[attr-defined]
+    return True
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() not in ("", "0", "false")

@@ -96,8 +96,8 @@ class Session:
         """Ray is up when this returns; None if `stopping` turned true before. Threads may call it at once.
 
         Raises:
-            UserError: nothing answers at the address.
-        ConnectionError: the cluster can't be joined, or Ray doesn't start; the next call tries again.
+            UserError: at the address is no cluster that can be joined; nothing was lost, so no retry mends it.
+        ConnectionError: Ray doesn't start here; the next call tries again.
         """
         self.start()
         while not self._ready.wait(0.1):
@@ -109,7 +109,7 @@ class Session:
         if isinstance(error, UserError):
             raise error
         if self.address:
-            raise ConnectionError(f"Ray at {self.address!r} ({self.named}) can't be joined: {error}") from error
+            raise UserError(f"{self.named} is {self.address!r}, and Ray can't be joined there: {error}") from error
         raise ConnectionError(f"Ray did not start on this machine: {error}") from error
 
     @property

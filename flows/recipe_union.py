@@ -51,14 +51,19 @@ def _union_at(values: Any, error: Any) -> Loc | None:
 
 def _walk(values: Any, loc: Loc) -> list[tuple[str | int, bool]]:
     """Each part of `loc`, and whether the recipe has it there."""
-    found = []
+    found: list[tuple[str | int, bool]] = []
+    here: Any = values
     for part in loc:
-        inside = isinstance(values, dict) and part in values
-        inside |= isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
-        if inside:
-            values = values[part]
-        found.append((part, inside))
+        there = _has(here, part)
+        here = here[part] if there else here
+        found.append((part, there))
     return found
+
+
+def _has(values: Any, part: str | int) -> bool:
+    if isinstance(values, list | tuple):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, dict) and part in values
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:

@@ -112,7 +112,7 @@ def refuse_unknown_params() -> None:
     enforce = mlflow.pyfunc._enforce_params_schema
 
     def enforced(params: Any, schema: Any) -> Any:
-        if isinstance(params, Mapping) and schema is not None and {p.name for p in schema.params} == set(TYPES):
+        if isinstance(params, dict) and schema is not None and {p.name for p in schema.params} == set(TYPES):
             decoding_of(dict.fromkeys(params))
         return enforce(params, schema)
 

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import secrets
+import textwrap
 import threading
 import time
 from collections.abc import Mapping
@@ -231,7 +232,7 @@ class Tracker:
     def undelivered(self) -> str:
         """After a `finish` that did not deliver all: what is missing in MLflow and why, in words."""
         runs, events = self.delivery.undelivered() if self.delivery else (0, 0)
-        why = (self.problem or "it is slow").split("\n")[0][:200]
+        why = textwrap.shorten((self.problem or "it is slow").split("\n")[0], 160, placeholder=" …")
         return (
             f"MLflow at {self.place.uri} has not got {runs} run{'s' * (runs != 1)} of this line whole: {events:,} "
             f"records ({why}). They are kept in {self.folder}, and the next run on this store delivers them once "

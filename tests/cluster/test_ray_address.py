@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import pytest
 
 from cluster import ray_address
@@ -76,15 +78,29 @@ def test_a_port_that_listens_and_is_no_ray_s_is_told_in_ten_seconds(monkeypatch:
     web.server_close()
 
 
-def test_a_head_is_known_by_its_greeting() -> None:
-    def answer() -> None:
-        with head.accept()[0] as connection:
-            assert connection.recv(64).startswith(b"PRI * HTTP/2.0")
-            connection.sendall(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + bytes(6))
+@pytest.mark.parametrize("answer", ["yes", "a token is wanted", "never heard of it"])
+def test_a_head_is_known_by_what_it_can_be_asked(answer: str) -> None:
+    def ask(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        if answer == "a token is wanted":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, answer)
+        return b""
 
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        threading.Thread(target=answer, daemon=True).start()
-        check_address(f"127.0.0.1:{head.getsockname()[1]}", "RAY_ADDRESS")
+    server = grpc.server(ThreadPoolExecutor(1))
+    if answer != "never heard of it":
+        handlers = {"GetClusterId": grpc.unary_unary_rpc_method_handler(ask)}
+        known = grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", handlers)
+        server.add_generic_rpc_handlers((known,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        if answer == "never heard of it":
+            with pytest.raises(UserError, match="is no Ray"):
+                check_address(f"127.0.0.1:{port}", "RAY_ADDRESS")
+        else:
+            check_address(f"127.0.0.1:{port}", "RAY_ADDRESS")
+        check_address(f"ray://127.0.0.1:{port}", "RAY_ADDRESS")  # another service, which is asked other things
+    finally:
+        server.stop(None)
 
 
 def test_inside_a_job_ray_s_own_word_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

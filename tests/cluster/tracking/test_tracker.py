@@ -426,7 +426,7 @@ def test_a_run_follows_one_file(place, tmp_path):
 def test_a_cached_stage_links_the_run_that_made_it_also_from_another_experiment(place, tmp_path):
     first = tracker(place)
     first.start_line("first")
-    made = [first.stage("pretrain", "f1"), first.stage("pretrain", "f2"), first.stage("failed", "f3")]
+    made = [first.stage("pretrain", "f1"), first.stage("instruct", "f2"), first.stage("failed", "f3")]
     for run in made:
         run.finish("FAILED" if run is made[2] else "FINISHED")
     assert first.finish(timeout=60)
