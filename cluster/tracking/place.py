@@ -14,6 +14,8 @@ import fcntl
 import logging
 import os
 import shlex
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +67,8 @@ class Place:
     @property
     def command(self) -> str:
         """What a person types to see the runs of a database that no server shows."""
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
+        program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
+        return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(self.uri)}"
 
 
 def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:

@@ -1,8 +1,11 @@
 """Where MLflow is, how it is asked, and its experiments when others make or delete them."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_mlflow import sqlite_place
@@ -123,3 +126,10 @@ def test_a_given_database_is_the_file_that_sqlalchemy_would_open(given):
 
     place = locate("store", given)
     assert str(place.database) == make_url(given).database == make_url(place.uri).database == "/x/a b/m.db"
+
+
+@pytest.mark.parametrize("path", [str(Path(sys.executable).parent), "/nowhere"])
+def test_the_command_that_shows_a_database_is_one_that_a_shell_finds(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("PATH", path)
+    program, *words = shlex.split(locate(tmp_path / "a b" / "store").command)
+    assert shutil.which(program) and words == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b/mlflow.db"]
