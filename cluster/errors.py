@@ -7,6 +7,7 @@ Stopped     the run was asked to stop, and did
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,5 +25,8 @@ def named_by_a_person(path: Path | str) -> Iterator[None]:
     """Within this, a path that isn't there, isn't of the right kind or may not be used is a UserError."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
+    except OSError as error:
+        kinds = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+        if not isinstance(error, kinds) and error.errno not in (errno.EROFS, errno.ENAMETOOLONG):
+            raise
         raise UserError(f"{error.filename or path}: {error.strerror or error}.") from error

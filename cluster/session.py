@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
+from cluster.ray_address import check_address
 
 LOOPBACK = "127.0.0.1"
 
@@ -95,7 +96,8 @@ class Session:
         """Ray is up when this returns; None if `stopping` turned true before. Threads may call it at once.
 
         Raises:
-            ConnectionError: the address doesn't answer, or Ray doesn't start; the next call tries again.
+            UserError: at the address is no cluster that can be joined; nothing was lost, so no retry mends it.
+        ConnectionError: Ray doesn't start here; the next call tries again.
         """
         self.start()
         while not self._ready.wait(0.1):
@@ -104,17 +106,31 @@ class Session:
         error = self._error
         if error is None:
             return self
+        if isinstance(error, UserError):
+            raise error
         if self.address:
-            raise ConnectionError(
-                f"No Ray cluster answers at {self.address!r} ({error}). Start one with `ray start --head`, or unset "
-                "RAY_ADDRESS and [cluster] address to use this machine."
-            ) from error
+            raise UserError(f"{self.named} is {self.address!r}, and Ray can't be joined there: {error}") from error
         raise ConnectionError(f"Ray did not start on this machine: {error}") from error
 
     @property
     def address(self) -> str | None:
         """The cluster to join, or None to start Ray here."""
-        return self.config.address or os.environ.get("RAY_ADDRESS") or None
+        given = self.config.address or os.environ.get("RAY_ADDRESS") or None
+        return None if given == "local" else given
+
+    @property
+    def named(self) -> str:
+        """Where the address comes from, for messages."""
+        return "[cluster] address" if self.config.address else "RAY_ADDRESS"
+
+    def check(self) -> None:
+        """Before anything starts: whether the address that is given is one where a cluster answers.
+
+        Raises:
+            UserError: it isn't.
+        """
+        if self.address and not _in_job():
+            check_address(self.address, self.named)
 
     def workers(self) -> tuple[int, bool, float]:
         """(training workers, whether each gets a GPU, CPUs for each), from what the cluster has now.
@@ -169,7 +185,8 @@ class Session:
     def _start(self) -> None:
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        in_job = _in_job()
+        self.check()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address or in_job:
             import ray
@@ -199,6 +216,11 @@ class Session:
         self._ours = True
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _in_job() -> bool:
+    """Whether this process is a job's, which Ray itself has told where it is."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _private_token() -> None:

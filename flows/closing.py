@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,6 +12,7 @@ from rich.text import Text
 
 from cluster.evaluate.summary import at_most
 from cluster.quantities import duration, size
+from flows.commands import next_commands
 
 if TYPE_CHECKING:
     from cluster.evaluate.summary import EvaluationSummary
@@ -33,8 +32,10 @@ def show(run: Run, console: Console) -> None:
         for line in outcome.summary.closing():
             console.print(Text(line), soft_wrap=True)
     where(run, console)
-    console.print("\nNext:")
-    for command in next_commands(run):
+    commands = next_commands(run)
+    if commands:
+        console.print("\nNext:")
+    for command in commands:
         console.print(Text(f"  {command}", style="bold"), soft_wrap=True)
 
 
@@ -127,42 +128,7 @@ def where(run: Run, console: Console) -> None:
     url = run.tracker.url(tracked) if tracked else None
     console.print(Text(f"Store:  {run.artifacts.store.url}"), soft_wrap=True)
     console.print(Text(f"MLflow: {url or place.uri}"), soft_wrap=True)
+    if not place.is_server:
+        console.print(Text(f"        {place.command}"), soft_wrap=True)
     if run.log:
         console.print(Text(f"Log:    {run.log}"), soft_wrap=True)
-
-
-def next_commands(run: Run) -> list[str]:
-    """The three commands a person would type next."""
-    release = run.outcomes["release"].summary.values() if "release" in run.outcomes else None
-    models = [o.artifact for o in run.outcomes.values() if o.artifact.kind == "model"]
-    commands = []
-    if release is not None:
-        uri = release.get("uri", "")
-        commands = [f"tokenmill chat {uri}", f'tokenmill generate {uri} "The function returns"']
-        commands.append(f"tokenmill models {release.get('name', '')}")
-    elif models and "://" not in run.artifacts.store.url:
-        folder = shlex.quote(relative(models[-1].path(verify=False)))
-        commands = [f'tokenmill generate {folder} "The function returns"', f"tokenmill chat {folder}"]
-        commands.append(command(run, until=False))
-    else:
-        commands = [command(run, until=False), f"{command(run, until=False)} --plan"]
-    if release is not None and not run.tracker.place.is_server:
-        commands[2] = f"{commands[2]}      # or: {run.tracker.place.command}"
-    return commands
-
-
-def command(run: Run, until: bool = True) -> str:
-    """The command that made this run; without `--until`, the one that carries on to the end."""
-    words = ["tokenmill", "run", run.source]
-    for text in run.overrides:
-        words += ["--set", text]
-    if until and run.until:
-        words += ["--until", run.until]
-    return " ".join(shlex.quote(w) for w in words)
-
-
-def relative(path: Path) -> str:
-    try:
-        return f"./{path.relative_to(Path.cwd())}"
-    except ValueError:
-        return str(path)

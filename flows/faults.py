@@ -6,6 +6,9 @@ chain that is of either sort decides.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 
 from cluster.errors import Stopped, UserError
@@ -40,9 +43,53 @@ SERVER_CODES = {
 }
 
 
+# What the system, and libraries that keep only its words, say of a place that takes no data.
+DISK = {
+    errno.ENOSPC: ("No space left on device", "database or disk is full"),
+    errno.EDQUOT: ("Disk quota exceeded",),
+    errno.EROFS: ("Read-only file system", "attempt to write a readonly database"),
+    errno.EACCES: (),
+}
+DISK_WORDS = {
+    errno.ENOSPC: "the disk is full. Make room on it",
+    errno.EDQUOT: "the disk quota is used up. Make room in it",
+    errno.EROFS: "it can only be read. Name a place that can be written, or make this one so",
+    errno.EACCES: "it may not be read or written by this user. Give the right to, or name another place",
+}
+
+
+def disk_fault(error: BaseException, place: str) -> str | None:
+    """What a full or read-only disk says to a person, in a sentence with the path; None: it is another fault.
+
+    Args:
+        place: where was written; for a fault that names no file.
+    """
+    for link in _chain(error):
+        number = _disk_number(link)
+        if number is not None:
+            return f"{_file_of(link) or place}: {DISK_WORDS[number]}."
+    return None
+
+
+def _disk_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno in DISK:
+        return error.errno
+    return next((number for number, words in DISK.items() if any(w in str(error) for w in words)), None)
+
+
+def _file_of(error: BaseException) -> str:
+    """The file that an error is about, "" where it doesn't say."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):  # (from, to, why) for each
+        return str(error.args[0][0][1])
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, str | bytes) else ""
+
+
 def is_infrastructure_fault(error: BaseException) -> bool:
     """Whether the same work may well succeed at the next attempt."""
     for link in _chain(error):
+        if _disk_number(link) is not None:
+            return False
         if _by_name(link) or isinstance(link, BUILTIN):
             return True
         if isinstance(link, NEVER):

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.errors import Stopped
-from flows import prefect_page
+from flows import prefect_logs, prefect_page
 from flows.faults import is_infrastructure_fault
 from flows.run import Run
 
@@ -71,28 +71,34 @@ def orchestrate(run: Run) -> State:
 
 def walk(run: Run) -> State:
     """The steps in order; the first that fails or is stopped ends the line."""
-    for step in run.steps:
-        state: Any = stage_task(run, step.name)(return_state=True)
-        if state.is_cancelled():
-            run.status = "KILLED"
-            return Cancelled(name="Stopped", message=f"{step.name}: {state.message}")
-        if not state.is_completed():
-            run.status = "FAILED"
-            error = state.result(raise_on_failure=False)
-            if isinstance(error, BaseException):
-                run.errors.setdefault(step.name, error)
-            return Failed(message=f"{step.name}: {error}")
-    prefect_page.closing(run)
+    with prefect_logs.attached(run) as logs:
+        for step in run.steps:
+            state: Any = stage_task(run, step.name, logs)(return_state=True)
+            if state.is_cancelled():
+                run.status = "KILLED"
+                return Cancelled(name="Stopped", message=f"{step.name}: {state.message}")
+            if not state.is_completed():
+                run.status = "FAILED"
+                error = state.result(raise_on_failure=False)
+                if isinstance(error, BaseException):
+                    run.errors.setdefault(step.name, error)
+                logs.error(f"{step.name}: {error}")
+                return Failed(message=f"{step.name}: {error}")
+        for outcome in run.outcomes.values():
+            for line in outcome.summary.closing():
+                logs.say(line)
+        prefect_page.closing(run)
     return Completed(message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached")
 
 
-def stage_task(run: Run, name: str) -> Task:
+def stage_task(run: Run, name: str, logs: prefect_logs.RunLogs) -> Task:
     """One step of a run as a task."""
 
     def stage() -> State:
         shown = prefect_page.progress(run, name)
         try:
-            outcome = run.execute(name)
+            with logs.entered():
+                outcome = run.execute(name)
         except Stopped as stopped:
             return Cancelled(name="Stopped", message=str(stopped))
         finally:

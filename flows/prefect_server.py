@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import urllib.request
@@ -20,6 +21,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 START_SECONDS = 300  # the very first start also makes Prefect's database
+
+
+def provide_home() -> None:
+    """A PREFECT_HOME for this process and its children where none is set and the user's home can't be written.
+
+    What is in it is not for keeping: nothing that the line needs is in Prefect's database. To be called before Prefect
+    is imported.
+    """
+    from cluster.cache import user, writable  # not above: the child runs this file with nothing else
+
+    if "PREFECT_HOME" in os.environ:
+        return
+    try:
+        usable = writable(Path("~/.prefect").expanduser())
+    except RuntimeError:  # no home at all
+        usable = False
+    if not usable:
+        home = Path(tempfile.gettempdir()) / f"tokenmill-{user()}" / "prefect"
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(home)
+
+
+def odd_database() -> dict[str, str]:
+    """The setting for Prefect's database, where SQLAlchemy would read its home's path as another: % and ? in it."""
+    path = str(Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser().absolute() / "prefect.db")
+    quoted = path.replace("%", "%25").replace("?", "%3F")
+    return {} if quoted == path else {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{quoted}"}
 
 
 def configured_api() -> str | None:
@@ -45,9 +73,11 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Begin; `wait` says when it answers. Its output goes where this process's stderr goes."""
+        provide_home()
         listener = socket.create_server(("127.0.0.1", 0), backlog=256)  # handed over: no other process takes the port
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         env = {
+            **odd_database(),
             **os.environ,
             "PREFECT_UI_ENABLED": "0",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

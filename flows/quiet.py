@@ -12,8 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+
+from flows.streams import Outgoing
 
 # Read when the library is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -35,8 +38,11 @@ def log_path(store: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def quiet(path: Path) -> Iterator[Console]:
-    """Everything that is written to stdout and stderr goes to `path`; the yielded console is the screen."""
+def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
+    """Everything that is written to stdout and stderr goes to `path`; the yielded console is the screen.
+
+    With `lasting` the work goes on whatever becomes of the screen; else only if nobody reads it any more.
+    """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +55,9 @@ def quiet(path: Path) -> Iterator[Console]:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     text = os.fdopen(os.dup(log), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     own = _fileno(old_stdout) == 1
-    screen = os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace") if own else old_stdout
+    screen: Any = old_stdout
+    if own:
+        screen = Outgoing(os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace"), lasting)
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)

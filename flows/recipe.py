@@ -12,7 +12,6 @@ A stage's table is that stage's own config class, so what a table allows is writ
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from cluster.data.readers.sources import Source
 from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.errors import UserError
 from cluster.evaluate.config import EvaluateConfig
+from cluster.registry.names import checked_name
 from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
 from cluster.tracking.tracker import TrackingConfig
@@ -82,13 +82,13 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise UserError("letters, digits, dashes, dots and underscores, and it begins with a letter or digit.")
-        return name
+        return checked_name(name)
 
     @field_validator("store", mode="before")
     @classmethod
     def _store_url(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | StoreConfig):
+            raise UserError("must be a text in quotes: a folder, or s3://bucket/prefix.")
         return {"url": value} if isinstance(value, str) else value
 
     @field_validator("extend", "instruct", "rlhf", "release", mode="before")

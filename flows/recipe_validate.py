@@ -17,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 from cluster.errors import nearest
 from flows.recipe_errors import Loc, Problem, RecipeError, given
 from flows.recipe_toml import Layers
+from flows.recipe_union import UNKNOWN, one_for_each, within
 
 M = TypeVar("M", bound=BaseModel)
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def validate(schema: type[M], layers: Layers) -> M:
@@ -34,7 +34,7 @@ def validate(schema: type[M], layers: Layers) -> M:
         errors = error.errors(include_url=False)
         if _texts_typed_as_values(layers, errors):
             return validate(schema, layers)
-        problems = {str(p): p for e in errors for p in [_problem(schema, layers, e)]}
+        problems = {str(p): p for e in one_for_each(layers.values, errors) for p in [_problem(schema, layers, e)]}
         raise RecipeError(layers.name, problems.values()) from None
 
 
@@ -80,7 +80,7 @@ def _texts_typed_as_values(layers: Layers, errors: list[Any]) -> bool:
     """`--set name=5` is TOML for a number, but meant as a text where only a text is allowed."""
     changed = False
     for error in errors:
-        loc = _within(layers, error["loc"])
+        loc = within(layers.values, error["loc"])
         raw = layers.origin(loc).raw if loc in layers.origins else None
         if error["type"] == "string_type" and raw is not None and not isinstance(error["input"], str):
             parent = layers.value(loc[:-1])
@@ -89,25 +89,12 @@ def _texts_typed_as_values(layers: Layers, errors: list[Any]) -> bool:
     return changed
 
 
-def _within(layers: Layers, loc: Loc) -> Loc:
-    """`loc` without the parts that pydantic adds for the members of a union."""
-    here: Any = layers.values
-    kept: list[str | int] = []
-    for part in loc:
-        try:
-            here = None if isinstance(here, str) else here[part]
-        except (KeyError, IndexError, TypeError):
-            break
-        kept.append(part)
-    return tuple(kept)
-
-
 def _problem(schema: type[BaseModel], layers: Layers, error: Any) -> Problem:
     loc, kind = error["loc"], error["type"]
     if kind == "missing":
-        where = _within(layers, loc[:-1])
+        where = within(layers.values, loc[:-1])
         return Problem(layers.key(loc), str(layers.origin(where)), "nothing", sentence(error))
-    loc = _within(layers, loc) or loc
+    loc = within(layers.values, loc) or loc
     where = str(layers.origin(loc))
     if kind in UNKNOWN:
         table = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))
@@ -241,6 +228,8 @@ _BOUNDS = {
 
 def sentence(error: Mapping[str, Any]) -> str:
     """What is allowed, for one pydantic error (unknown keys have `unknown_key`)."""
+    if "others" in error:  # a value of several kinds, and it is none of them
+        return ", or ".join(sentence(e).rstrip(".") for e in (error["first"], *error["others"])) + "."
     kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
     if kind in _PLAIN:
         return f"must be {_PLAIN[kind]}."
@@ -258,10 +247,15 @@ def sentence(error: Mapping[str, Any]) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", error["msg"])).strip()
     if kind in ("too_short", "string_too_short"):
-        return f"must have at least {context['min_length']}."
+        return f"must have at least {_things(context['min_length'], kind)}."
     if kind in ("too_long", "string_too_long"):
-        return f"must have at most {context['max_length']}."
+        return f"must have at most {_things(context['max_length'], kind)}."
     return error["msg"][:1].lower() + error["msg"][1:] + "."
+
+
+def _things(n: int, kind: str) -> str:
+    one, several = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+    return f"{n} {one if n == 1 else several}"
 
 
 def _and(words: list[str], word: str = "and") -> str:

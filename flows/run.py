@@ -60,6 +60,7 @@ class Run:
     begun: float = field(default_factory=time.monotonic)
     status: str = "FINISHED"
     measured: bool = False  # whether the stages' data were looked at with the tokenizer
+    undelivered: str = ""  # after `close`: what MLflow has not got, in words
     listeners: list[Any] = field(default_factory=list)  # called with (step name, done, total, text)
 
     @classmethod
@@ -154,7 +155,7 @@ class Run:
         """End what was started. Never raises: the run's own outcome is what counts."""
         for end in (
             self.screen.close,
-            lambda: self.tracker.finish(self.status),  # type: ignore[arg-type]
+            self._finish_tracking,
             lambda: self.session.close(),
             lambda: self.server.stop() if self.server else None,
         ):
@@ -162,6 +163,10 @@ class Run:
                 end()
             except Exception:
                 _log.exception("while ending the run")
+
+    def _finish_tracking(self) -> None:
+        if not self.tracker.finish(self.status):  # type: ignore[arg-type]
+            self.undelivered = self.tracker.undelivered()
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -196,9 +201,7 @@ class Run:
             raise
         self.outcomes[name] = outcome
         if outcome.cached:
-            self.runs[name] = self.tracker.stage(
-                name, outcome.artifact.fingerprint, cached=True, summary=outcome.artifact.summary
-            )
+            self.tracker.stage(name, outcome.artifact.fingerprint, cached=True, summary=outcome.artifact.summary)
         else:
             self._finish_tracked(name, "FINISHED", outcome)
         try:

@@ -38,6 +38,7 @@ class Screen:
         self.console, self.stopping = console, stopping
         self._step, self._last, self._first = "", 0.0, None
         self._told_stop = False
+        self.listeners: list[Callable[[str], None]] = []  # called with each line
 
     def begin(self, step: str, text: str = "") -> None:
         self._step, self._last, self._first = step, time.monotonic(), None
@@ -74,6 +75,8 @@ class Screen:
 
     def line(self, text: str, style: str) -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
+        for listener in self.listeners:
+            listener(text)
 
     def close(self) -> None:
         pass

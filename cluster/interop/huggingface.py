@@ -6,6 +6,7 @@ export   a model's folder of ours ─▶ DIR, whole or not there at all
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -92,8 +93,10 @@ def register_folder(folder: Path, name: str, done: Converted, source: Path, plac
 
     Raises:
         LookupError: a file of the model is missing, e.g. its tokenizer.
+        UserError: the registry takes no such name.
         ConnectionError: MLflow doesn't answer.
     """
+    from cluster.registry.names import checked_name
     from cluster.registry.versions import TAG, Registry
     from cluster.release.package import register
     from cluster.tracking.place import answering, connect, experiment_id, locate
@@ -101,12 +104,18 @@ def register_folder(folder: Path, name: str, done: Converted, source: Path, plac
     missing = [f for f in FILES if not (folder / f).is_file()]
     if missing:
         raise Missing(f"{source} has no tokenizer, and a registered model needs one: import it with --out instead.")
+    checked_name(name)
     place = place or locate()
     with answering(place.uri):
         client = connect(place.uri)
         experiment = experiment_id(client, name, place.artifact_root)
         run = client.create_run(experiment, run_name="import").info.run_id
         tags = {f"{TAG}parameters": str(done.parameters), f"{TAG}imported": f"{done.architecture} from {source}"}
-        version = register(Registry(place), folder, name, run, tags)
+        try:
+            version = register(Registry(place), folder, name, run, tags)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong before is what counts
+                client.set_terminated(run, "FAILED")
+            raise
         client.set_terminated(run)
     return version.uri

@@ -9,11 +9,11 @@ DIR                                     itself, or the model inside an MLflow mo
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from cluster.cache import cache_root
 from cluster.errors import Missing
 from cluster.registry.versions import Registry, like
 from cluster.tracking.place import Place, import_quietly
@@ -55,7 +55,7 @@ def _registered(uri: str, place: Place | None) -> Path:
     if here is not None:
         return _checked(here / INSIDE, version.uri)
     key = f"{registry.place.uri}|{version.uri}|{version.created}|{version.source}"
-    cache = Path(os.environ.get("TOKENMILL_CACHE") or Path.home() / ".cache" / "tokenmill") / "models"
+    cache = cache_root() / "models"
     target = cache / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not target.is_dir():
         import_quietly()

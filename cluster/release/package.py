@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.registry.find import FILES
+from cluster.registry.names import logged_name
 from model.generate.decoding import OPTIONS, TEXT, TYPES
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def register(
 
     client = registry.client
     experiment = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, model_type="tokenmill", tags=tags)
+    logged = client.create_logged_model(
+        experiment, name=logged_name(name), source_run_id=run_id, model_type="tokenmill", tags=tags
+    )
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "model"
         save_package(folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location)

@@ -16,10 +16,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.errors import UserError
 from cluster.identity import how
+from cluster.registry.names import checked_name
 from cluster.registry.promote import alone, champion_of, promote
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
 from cluster.release.gate import GateMetric, Requirement, Verdict, judge
@@ -40,11 +41,16 @@ class ReleaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("", description="the registered model; default: the recipe's name", pattern=r"^[^/:@]*$")
+    name: str = Field("", description="the registered model; default: the recipe's name")
     metrics: tuple[GateMetric, ...] = Field((), description="compared with the champion's; see cluster/release/gate.py")
     require: tuple[Requirement, ...] = Field((), description="bounds that must hold, champion or not")
     tracking_uri: str | None = how(None, description="default: [tracking] uri")
     experiment: str | None = how(None, description="default: [tracking] experiment")
+
+    @field_validator("name")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        return checked_name(name) if name else name
 
 
 def run_release(ws: Workspace) -> ReleaseSummary:

@@ -15,13 +15,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import mlflow
+import mlflow.pyfunc
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 try:
-    from cluster.errors import UserError
+    from cluster.errors import UserError, did_you_mean
     from cluster.serve.generator import Generator
-    from model.generate.decoding import TEXT
+    from model.generate.decoding import TEXT, TYPES, Decoding
 except ImportError as error:
     raise ImportError(
         f"This model runs with the package `tokenmill`, which can't be imported here ({error}). "
@@ -88,6 +89,37 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def decoding_of(params: Any) -> Decoding:
+    """How to decode, by `params`: names of the signature.
+
+    Raises:
+        MlflowException: a name that isn't among them; a server answers it with 400.
+    """
+    for name in params or {}:
+        if name not in TYPES:
+            raise MlflowException.invalid_parameter_value(
+                f"No parameter {name!r}.{did_you_mean(str(name), TYPES)} There are: {', '.join(TYPES)}."
+            )
+    return TEXT.read(params or {})
+
+
+def refuse_unknown_params() -> None:
+    """Have MLflow hand a misspelt parameter to `decoding_of`.
+
+    MLflow leaves out what the signature doesn't name, with a warning, before the model is asked, and has no setting
+    for it. Other models' parameters are left alone: theirs is another signature.
+    """
+    enforce = mlflow.pyfunc._enforce_params_schema
+
+    def enforced(params: Any, schema: Any) -> Any:
+        if isinstance(params, dict) and schema is not None and {p.name for p in schema.params} == set(TYPES):
+            decoding_of(dict.fromkeys(params))
+        return enforce(params, schema)
+
+    if enforce.__name__ != enforced.__name__:  # this file is run at each load
+        mlflow.pyfunc._enforce_params_schema = enforced  # type: ignore[assignment]
+
+
 class TokenmillModel(mlflow.pyfunc.PythonModel):
     """A registered language model."""
 
@@ -100,12 +132,13 @@ class TokenmillModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params: dict[str, Any] | None = None):
         """A list of strings, one for each prompt."""
         prompts = prompts_of(model_input)
-        return self.generator.generate(prompts, TEXT.read(params or {})) if prompts else []
+        return self.generator.generate(prompts, decoding_of(params)) if prompts else []
 
     def predict_stream(self, context, model_input, params: dict[str, Any] | None = None):
         """Pieces of text. MLflow makes a table of the input first: give {"prompt": …} or {"messages": […]}."""
         for prompt in prompts_of(model_input):
-            yield from self.generator.stream(prompt, TEXT.read(params or {}))
+            yield from self.generator.stream(prompt, decoding_of(params))
 
 
+refuse_unknown_params()
 set_model(TokenmillModel())

@@ -42,6 +42,10 @@ class Store(Protocol):
 
     url: str  # "/abs/dir" or "s3://bucket/prefix"
 
+    def try_writing(self) -> None:
+        """Find out whether the store takes data, where that costs next to nothing. Raises OSError."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """All files under the folder `prefix`, in the order of their keys."""
         ...

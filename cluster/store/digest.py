@@ -14,14 +14,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cluster.cache import cache_root
+
 THREADS = min(16, (os.cpu_count() or 1))
 _RACY_SECONDS = 2.0  # a file this young may change again without its mtime changing
-
-
-def cache_root() -> Path:
-    """Where this machine keeps what it can make again: $TOKENMILL_CACHE, or ~/.cache/tokenmill."""
-    given = os.environ.get("TOKENMILL_CACHE")
-    return Path(given).expanduser().absolute() if given else Path.home() / ".cache" / "tokenmill"
 
 
 def sha256_file(path: Path) -> str:

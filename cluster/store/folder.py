@@ -19,8 +19,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.cache import cache_root
 from cluster.store.base import MANIFEST, NotFound, Store, files_in, join
-from cluster.store.digest import cache_root, sha256_files
+from cluster.store.digest import sha256_files
 
 DOWNLOADS = 8  # files at once
 _log = logging.getLogger(__name__)

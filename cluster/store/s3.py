@@ -64,6 +64,9 @@ class S3Store:
     def _where(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._key(key)}
 
+    def try_writing(self) -> None:
+        pass  # the first write says it, in S3's words
+
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = self._key(prefix.rstrip("/"))
         skip = len(self.prefix) + 1 if self.prefix else 0

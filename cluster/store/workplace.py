@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import os
 import secrets
 import shutil
@@ -18,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.cache import user
 from cluster.store import Store
 from cluster.store.base import WORK
 
@@ -74,8 +74,4 @@ def _work_folder(store: Store, fingerprint: str) -> Path:
     own = store.folder(f"{WORK}/{fingerprint}")
     if own is not None:
         return own
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = str(os.getuid())
-    return Path(tempfile.gettempdir()) / f"tokenmill-{user}" / WORK / fingerprint
+    return Path(tempfile.gettempdir()) / f"tokenmill-{user()}" / WORK / fingerprint

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.events import EventLog, read_events
 from cluster.tracking.figures import draw
+from cluster.tracking.links import NOTE, maker, tags_of
 from cluster.tracking.place import connect, experiment_id
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Position:
     passed: dict[str, int] = field(default_factory=dict)  # metric -> its last step
     rows: dict[str, list] = field(default_factory=dict)  # table -> [columns, rows]
     tables: list[str] = field(default_factory=list)
+    links: dict[str, list[str]] = field(default_factory=dict)  # cached step -> [experiment, run] that made it
     opened: bool = False
     closed: bool = False
 
@@ -109,6 +111,17 @@ class Delivery:
                 done &= self._pump_run(path, position)
         return done
 
+    def undelivered(self) -> tuple[int, int]:
+        """(runs that MLflow hasn't got whole, events that are still to be sent)."""
+        open_runs = events = 0
+        for path in self.folder.glob("*-*.jsonl"):
+            position = self._positions.get(path.stem, Position())
+            if not position.closed:
+                open_runs += 1
+                events += sum(1 for _ in read_events(path, position.own))
+                events += sum(1 for _ in read_events(self.folder / f"{path.stem}.stage", position.stage))
+        return open_runs, events
+
     def finished(self) -> bool:
         """Whether every run is closed in MLflow, so that the folder has done its work."""
         paths = list(self.folder.glob("*-*.jsonl"))
@@ -152,7 +165,7 @@ class Delivery:
         if position.asked and not position.run_id:
             position.run_id = next(iter(self._search(f"tags.`{ID}` = '{identity}'")), "")
         if not position.run_id:
-            if event.get("fingerprint") and not event.get("cached"):
+            if event.get("fingerprint"):
                 self._bury(event["fingerprint"])
             tags = {k: _short(v, 8000) for k, v in event["tags"].items()} | {ID: identity, ALIVE: str(_now())}
             parent = event.get("parent")
@@ -218,6 +231,10 @@ class Delivery:
                     flush()
                 batch.append(event)
                 size += count
+            elif kind == "cached":
+                position.links[event["step"]] = maker(self.client, self.experiment, event["fingerprint"])
+                batch = [e for e in batch if e["type"] != "tags" or NOTE not in e["values"]]
+                batch.append({"type": "tags", "values": tags_of(position.links)})
             elif kind in ("text", "table", "figure"):
                 flush()
                 if not self._file(key, event, offset, position):

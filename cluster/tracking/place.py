@@ -13,13 +13,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shlex
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
+from cluster.cache import cache_root
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +39,10 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-SQLITE = "sqlite:///"
+SQLITE, SQLITE_DRIVER = "sqlite:///", "sqlite+pysqlite:///"
+# By this tag of an experiment MLflow's page opens with training runs, not with the traces of applications.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+UNDECIDED = (None, "", "no_inferred_type", "genai_development_inferred")  # what nobody has chosen
 _guard = threading.Lock()
 _ready: set[str] = set()
 
@@ -54,12 +62,13 @@ class Place:
     @property
     def database(self) -> Path | None:
         """The SQLite file, if it is one."""
-        return Path(self.uri[len(SQLITE) :]) if self.uri.startswith(SQLITE) else None
+        return database_of(self.uri)
 
     @property
     def command(self) -> str:
         """What a person types to see the runs of a database that no server shows."""
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
+        return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(self.uri)}"
 
 
 def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
@@ -72,13 +81,12 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     remote = "://" in store
     beside = Path.cwd() if remote else Path(store).expanduser().absolute().parent
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    artifacts: str | None = f"{store.rstrip('/')}/mlflow" if remote else str(beside / "mlartifacts")
+    artifacts: str | None = f"{store.rstrip('/')}/mlflow" if remote else location_of(beside / "mlartifacts")
     if not given:
-        given = f"{SQLITE}{beside / 'mlflow.db'}"
-    elif given.startswith(SQLITE):
-        database = Path(given[len(SQLITE) :].partition("?")[0]).absolute()
-        given = f"{SQLITE}{database}"
-        artifacts = artifacts if remote else str(database.parent / "mlartifacts")
+        given = database_uri(beside / "mlflow.db")
+    elif database := database_of(given):
+        given = database_uri(database)
+        artifacts = artifacts if remote else location_of(database.parent / "mlartifacts")
     elif given.startswith(("http://", "https://", "databricks")):
         given, artifacts = given.rstrip("/"), None
     elif "://" not in given or given.startswith("file:"):
@@ -89,11 +97,36 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     if remote:
         import hashlib
 
-        cache = Path(os.environ.get("TOKENMILL_CACHE") or Path.home() / ".cache" / "tokenmill")
-        state = cache / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
+        state = cache_root() / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
     else:
         state = Path(store).expanduser().absolute() / "work" / "tracking"
     return Place(given, artifacts, state)
+
+
+def database_uri(path: Path) -> str:
+    """The URI by which MLflow opens a SQLite file, whatever characters its path has.
+
+    SQLAlchemy ends the path at `?` and decodes `%xx`. Of a URI that begins with sqlite:/// MLflow would also make the
+    undecoded folder, empty, beside the right one.
+    """
+    if _is_plain(path):
+        return f"{SQLITE}{path}"
+    return f"{SQLITE_DRIVER}{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
+def database_of(uri: str) -> Path | None:
+    """The SQLite file of a URI as SQLAlchemy reads it, None for any other URI."""
+    prefix = next((p for p in (SQLITE, SQLITE_DRIVER) if uri.startswith(p)), None)
+    return Path(unquote(uri[len(prefix) :].partition("?")[0])).absolute() if prefix else None
+
+
+def location_of(folder: Path) -> str:
+    """A folder as MLflow keeps it for artifacts: in what has no scheme it decodes `%xx` too."""
+    return str(folder) if _is_plain(folder) else folder.as_uri()
+
+
+def _is_plain(path: Path) -> bool:
+    return not set("%?") & set(str(path))
 
 
 def connect(uri: str) -> MlflowClient:
@@ -102,8 +135,9 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with _guard:
-        if uri not in _ready and uri.startswith(SQLITE):
-            _create_database(Path(uri[len(SQLITE) :]), uri)
+        database = database_of(uri)
+        if uri not in _ready and database is not None:
+            _create_database(database, uri)
         _ready.add(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
@@ -143,9 +177,12 @@ def import_quietly() -> Any:
 
 def _create_database(path: Path, uri: str) -> None:
     from mlflow import MlflowClient
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(path.name + ".lock")):
+        # MLflow writes the place of its experiment "Default" into the text of a query: no quotes may be in it.
+        SqlAlchemyStore(uri, (path.parent / "mlartifacts").as_uri())
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
@@ -172,10 +209,13 @@ def experiment_id(client: MlflowClient, name: str, artifact_root: str | None) ->
         if found is not None:
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(found.experiment_id)
+            if found.tags.get(KIND) in UNDECIDED:
+                client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
             return found.experiment_id
         try:
             folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-            return client.create_experiment(name, f"{artifact_root}/{folder}" if artifact_root else None)
+            location = f"{artifact_root}/{folder}" if artifact_root else None
+            return client.create_experiment(name, location, {KIND: TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
                 raise

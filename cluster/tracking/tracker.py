@@ -13,11 +13,11 @@ interface keeps its active run by thread.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
 import secrets
+import textwrap
 import threading
 import time
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.cache import user
 from cluster.events import EventLog
 from cluster.tracking.follow import Follower
 from cluster.tracking.machine import Sampler
@@ -45,7 +46,7 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         None, description="http://… or a database; default: MLFLOW_TRACKING_URI, else SQLite beside the store"
     )
-    experiment: str | None = Field(None, description="default: the recipe's name")
+    experiment: str | None = Field(None, min_length=1, max_length=200, description="default: the recipe's name")
     system_metrics: bool = True
     system_seconds: float = Field(10.0, gt=0, description="seconds between two samples of the machine's load")
 
@@ -110,10 +111,8 @@ class Run:
         numbers = numbers_of(summary or {})
         if numbers:
             self.log.metrics(0, numbers)
-            parent = self._tracker.line
-            if parent is not None and parent is not self:
-                step = self.key.partition("-")[2]
-                parent.log.metrics(0, {f"{step}/{k}": v for k, v in numbers.items()})
+            if self is not self._tracker.line:
+                self._tracker._tell_line(self.key.partition("-")[2], numbers)
         self.log.append({"type": "close", "status": status, "end": _now()})
         self.open = False
         self._tracker.wake()
@@ -181,21 +180,27 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Open a stage's run; a cached one is closed at once, with its summary.
+        """Open a stage's run; of a cached one the line's run has the summary, and a link to the run that made it.
+
+        Returns:
+            The stage's run; the line's for a cached stage.
 
         Raises:
             ValueError: before `start_line`.
         """
         if self.line is None:
             raise ValueError("Tracker.stage before Tracker.start_line: a stage's run needs the line's run.")
-        own = {f"{TAG}stage": step, f"{TAG}fingerprint": fingerprint, f"{TAG}cached": str(cached).lower()}
-        run = self._open(step, step, self.line.key, {**own, **(tags or {})}, fingerprint, cached)
+        if cached:
+            self._tell_line(step, numbers_of(summary or {}))
+            self.line.log.append({"type": "cached", "step": step, "fingerprint": fingerprint})
+            self.wake()
+            return self.line
+        own = {f"{TAG}stage": step, f"{TAG}fingerprint": fingerprint}
+        run = self._open(step, step, self.line.key, {**own, **(tags or {})}, fingerprint)
         if params:
             run.log.params(flatten(params))
-        if events_path is not None and not cached:
+        if events_path is not None:
             run.follow(events_path)
-        if cached:
-            run.finish("FINISHED", summary)
         return run
 
     def finish(self, status: Status = "FINISHED", timeout: float = 30.0) -> bool:
@@ -224,6 +229,16 @@ class Tracker:
         self._lock.close()
         return True
 
+    def undelivered(self) -> str:
+        """After a `finish` that did not deliver all: what is missing in MLflow and why, in words."""
+        runs, events = self.delivery.undelivered() if self.delivery else (0, 0)
+        why = textwrap.shorten((self.problem or "it is slow").split("\n")[0], 160, placeholder=" …")
+        return (
+            f"MLflow at {self.place.uri} has not got {runs} run{'s' * (runs != 1)} of this line whole: {events:,} "
+            f"records ({why}). They are kept in {self.folder}, and the next run on this store delivers them once "
+            "MLflow answers."
+        )
+
     def url(self, run: Run | str | None) -> str | None:
         """A link to a run for a person; None while it has no id, or where no server shows it (see place.command)."""
         run_id = run.run_id if isinstance(run, Run) else run
@@ -248,6 +263,10 @@ class Tracker:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _tell_line(self, step: str, numbers: Mapping[str, float]) -> None:
+        if self.line is not None and numbers:
+            self.line.log.metrics(0, {f"{step}/{k}": v for k, v in numbers.items()})
+
     def _open(
         self,
         name: str,
@@ -255,7 +274,6 @@ class Tracker:
         parent: str | None,
         tags: Mapping[str, Any],
         fingerprint: str = "",
-        cached: bool = False,
     ) -> Run:
         safe = "".join(c if c.isalnum() or c in "_-." else "_" for c in label)
         with self._guard:
@@ -268,9 +286,8 @@ class Tracker:
                 "name": name,
                 "parent": parent,
                 "start": _now(),
-                "tags": {"mlflow.user": _user(), "mlflow.source.name": "tokenmill", **tags},
+                "tags": {"mlflow.user": user(), "mlflow.source.name": "tokenmill", **tags},
                 "fingerprint": fingerprint,
-                "cached": cached,
             }
         )
         self.wake()
@@ -330,13 +347,6 @@ def numbers_of(summary: Mapping[str, Any]) -> dict[str, float]:
         for k, v in flatten(summary).items()
         if isinstance(v, (int, float)) and not isinstance(v, bool)
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _now() -> int:

@@ -10,9 +10,10 @@ from cluster.errors import UserError
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
+from flows.streams import reader_left
 from model.generate.decoding import CHAT, Decoding
 
-HELP = "/exit ends, /reset begins anew, /help shows this."
+HELP = "/exit ends, /reset begins anew, /help shows this; // begins a message that begins with /."
 
 
 @decoded(CHAT)
@@ -36,6 +37,8 @@ def chat(
         while True:
             out.write("\n> ")
             out.flush()
+            if reader_left(out):
+                break
             line = sys.stdin.readline()
             if not line or line.strip() in ("/exit", "/quit"):
                 break
@@ -43,7 +46,9 @@ def chat(
             if text == "/reset":
                 messages = list(first)
                 continue
-            if text.startswith("/"):
+            if text.startswith("//"):
+                text = text[1:]
+            elif text.startswith("/"):
                 out.write(f"{HELP}\n")
                 continue
             if not text:

@@ -1,7 +1,7 @@
 """How a command ends badly: one clear paragraph on stderr, the traceback in the log file.
 
 Exit codes: 2 for a UserError, what the person gave (a recipe, a name, a number); 1 for what went wrong while working;
-130 after Ctrl-C.
+3 for a run that went through and whose version isn't the champion, with --require-champion; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ def paragraph(error: BaseException) -> str:
     return text if len(text) <= 4000 else text[:4000] + " …"
 
 
+def in_words(error: BaseException, place: str) -> str:
+    """An exception as a person reads it; of a disk that takes no data, the path and what to do."""
+    from flows.faults import disk_fault
+
+    return (None if isinstance(error, UserError) else disk_fault(error, place)) or paragraph(error)
+
+
 def is_a_bug(error: BaseException) -> bool:
     """Whether the fault is this code's: not the person's, nor the machine's, the network's or a service's."""
     from cluster.store import StoreError
     from cluster.store.folder import Corrupt
-    from flows.faults import is_infrastructure_fault
+    from flows.faults import disk_fault, is_infrastructure_fault
 
     elsewhere = (UserError, OSError, MemoryError, ImportError, StoreError, Corrupt)
-    return not isinstance(error, elsewhere) and not is_infrastructure_fault(error)
+    return not isinstance(error, elsewhere) and not is_infrastructure_fault(error) and not disk_fault(error, "")
 
 
 def report_it(log: Path | None) -> str:
@@ -98,7 +105,7 @@ def quietly() -> Iterator[Console]:
         say(f"Error: {paragraph(error)}")
         raise typer.Exit(2) from None
     except Exception as error:
-        say(f"Error: {paragraph(error)}")
+        say(f"Error: {in_words(error, str(Path.cwd()))}")
         say(report_it(path) if is_a_bug(error) else f"The details are in {path}")
         raise typer.Exit(1) from None
     path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import typer
 
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
+from flows.streams import reader_left
 from model.generate.decoding import TEXT, Decoding
 
 MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a model's folder."
@@ -34,4 +35,6 @@ def generate(
         for piece in pieces:
             console.file.write(piece)
             console.file.flush()
+            if reader_left(console.file):
+                return
         console.file.write("\n")

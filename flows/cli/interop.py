@@ -28,6 +28,8 @@ def import_(
     with quietly() as console:
         if name is None and out is None:
             raise UserError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
+        if name is not None:
+            check_name(name)
         from cluster.interop.huggingface import import_folder, register_folder
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -37,7 +39,12 @@ def import_(
             uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
         show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
         if tokenizer is not None:
-            console.print(f'Next: tokenmill generate {uri or out} "Once upon a time"')
+            from cluster.tracking.place import locate
+            from flows.commands import tokenmill
+
+            place = locate() if uri else None
+            command = tokenmill("generate", uri or str(target.absolute()), "Once upon a time", place=place)
+            console.print(f"Next:\n  {command}", markup=False, soft_wrap=True)
 
 
 def export(
@@ -64,6 +71,15 @@ def export(
 
         done = export_folder(model_folder(model), folder, architecture, max_bytes)
         show(f"Exported to {folder}", done, {"weights": f"{done.files} file{'s' * (done.files > 1)}"}, console)
+
+
+def check_name(name: str) -> None:
+    from cluster.registry.names import checked_name
+
+    try:
+        checked_name(name)
+    except UserError as error:
+        raise UserError(f"--name {name!r}: {error}") from None
 
 
 def bytes_of(text: str) -> int:

@@ -45,7 +45,10 @@ def all_models(registry: Registry, console: Any) -> None:
         table.add_row(model, str(len(versions)), " ".join(aliases), newest)
     put(table, console)
     if not table.row_count:
-        console.print(f"No model is registered in {registry.place.uri} yet: tokenmill run demo makes one.")
+        from flows.commands import tokenmill
+
+        words = f"No model is registered in {registry.place.uri} yet. This makes one:\n  {tokenmill('run', 'demo')}"
+        console.print(words, markup=False, soft_wrap=True)
 
 
 def versions_table(name: str, versions: list[Version], console: Any) -> None:

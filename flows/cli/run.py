@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import UserError, named_by_a_person
-from flows.cli.errors import is_a_bug, paragraph, report_it, shown
+from flows.cli.errors import in_words, is_a_bug, paragraph, report_it, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
 
+    from cluster.stage import Step
     from flows.recipe import Recipe
     from flows.run import Run
 
@@ -26,6 +28,10 @@ def run(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key: --set train.lr=3e-4. May be repeated."),
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run, such as pack.")] = None,
+    require_champion: Annotated[
+        bool,
+        typer.Option("--require-champion", help="For scripts: end with code 3 if this version isn't the champion."),
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run and its cost; start nothing.")] = False,
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="A folder or s3://bucket/prefix; the same as --set store=URL.")
@@ -37,7 +43,7 @@ def run(
     """
     overrides = overrides_of(set_, store)
     if plan:
-        return show_plan(recipe, overrides, until)
+        return show_plan(recipe, overrides, until, require_champion)
     from flows.quiet import log_path, quiet
     from flows.recipe_read import read_recipe
 
@@ -46,9 +52,10 @@ def run(
         path = log_path(read.store.url, read.name)
         with named_by_a_person(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-    with quiet(path) as console:
+            path.touch()
+    with quiet(path, lasting=True) as console:
         _log()
-        code = go(read, until, console, path)
+        code = go(read, until, console, path, require_champion)
     if code:
         raise typer.Exit(code)
     return None
@@ -58,7 +65,7 @@ def overrides_of(set_: list[str] | None, store: str | None) -> list[str]:
     return [*(set_ or []), *([f"store={store}"] if store else [])]
 
 
-def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
+def show_plan(recipe: str, overrides: list[str], until: str | None, require_champion: bool = False) -> None:
     from rich.console import Console
 
     from cluster.store.artifact import Artifacts
@@ -70,6 +77,7 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
     with shown():
         read = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(read), until)
+        check_required(require_champion, steps)
         locate(read.store.url, read.tracking.uri)  # a wrong one is an error now, too
         console = Console(highlight=False)
         if not console.is_terminal:
@@ -77,22 +85,32 @@ def show_plan(recipe: str, overrides: list[str], until: str | None) -> None:
         plan.show(read, steps, Artifacts(read.store.url), console)
 
 
-def go(recipe: Recipe, until: str | None, console: Console, log: Path) -> int:
+def check_required(require_champion: bool, steps: Sequence[Step]) -> None:
+    if require_champion and not any(step.name == "release" for step in steps):
+        raise UserError("--require-champion: this run releases nothing; give the recipe [release], and no --until.")
+
+
+def go(recipe: Recipe, until: str | None, console: Console, log: Path, require_champion: bool = False) -> int:
     """The whole run, with all its endings. Returns the exit code."""
     from flows.run import Run
 
     try:
         with named_by_a_person(recipe.store.url):
             run = Run.open(recipe, until, console, log)
+            check_required(require_champion, run.steps)
+            if not run.all_cached:
+                run.artifacts.store.try_writing()
+            if run.needs_ray:
+                run.session.check()
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
         return 2
-    return ending(run, console)
+    return ending(run, console, require_champion)
 
 
-def ending(run: Run, console: Console) -> int:
-    """A run that is open, to its exit code: done, failed, or stopped by Ctrl-C."""
+def ending(run: Run, console: Console, require_champion: bool = False) -> int:
+    """A run that is open, to its exit code: done, failed, stopped by Ctrl-C, or done and not the champion."""
     with run.stop:
         try:
             code = work(run)
@@ -103,11 +121,34 @@ def ending(run: Run, console: Console) -> int:
             code = failed(run, error, console)
         finally:
             run.close()
+        if run.undelivered:
+            from flows.commands import again
+
+            console.print(f"{run.undelivered} To deliver them:\n  {again(run)}", markup=False, soft_wrap=True)
         if code == 0:
             from flows import closing
 
             closing.show(run, console)
+            if require_champion:
+                return championship(run, console)
         return code
+
+
+def championship(run: Run, console: Console) -> int:
+    """0 if the run's version is the champion now, else 3: of a cached one another may have taken the place since."""
+    from cluster.registry.versions import CHAMPION, Registry
+
+    released = run.outcomes["release"].summary.values()
+    try:
+        version = Registry(run.tracker.place).get(f"models:/{released['name']}/{released['version']}")
+    except (UserError, ConnectionError) as error:
+        words = f"Error: whether it is the champion can't be told: {paragraph(error)}"
+        console.print(words, markup=False, soft_wrap=True)
+        return 1
+    if CHAMPION in version.aliases:
+        return 0
+    console.print(f"Not the champion: {version.uri}. {version.reason}".rstrip(), markup=False, soft_wrap=True)
+    return 3
 
 
 def work(run: Run) -> int:
@@ -133,27 +174,27 @@ def work(run: Run) -> int:
 
 
 def stopped(run: Run, state: Any) -> int:
-    from flows.closing import command
+    from flows.commands import again
 
     console = run.screen.console
     console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
-    console.print(f"To resume from there, the same command:\n  {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"To resume from there, the same command:\n  {again(run)}", markup=False, soft_wrap=True)
     return run.stop.exit_code
 
 
 def failed(run: Run, error: BaseException, console: Console, name: str = "") -> int:
-    from flows.closing import command
+    from flows.commands import again
 
     if name:
         run.screen.fault(name, "failed")
-    console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
+    console.print(f"Error: {in_words(error, run.artifacts.store.url)}", markup=False, soft_wrap=True)
     if isinstance(error, UserError):
         return 2
     if is_a_bug(error):
         console.print(report_it(run.log), markup=False, soft_wrap=True)
     elif run.log:
         console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
-    console.print(f"What is done is kept; the same command resumes:\n  {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"What is done is kept; the same command resumes:\n  {again(run)}", markup=False, soft_wrap=True)
     return 1
 
 

@@ -10,8 +10,12 @@ device. Not for production: one replica, no TLS, and a password that is in this 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import email.utils
+import fcntl
 import getpass
+import hmac
 import os
 import shutil
 import signal
@@ -20,8 +24,10 @@ import subprocess
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -106,6 +112,7 @@ class Server:
         *backends, free = _free_ports(4)
         self.port = port or free
         self._process: subprocess.Popen | None = None
+        self._lock: TextIO | None = None
         self._ports = dict(zip(("account", "container", "object"), backends, strict=True)) | {"proxy": self.port}
 
     @property
@@ -126,11 +133,12 @@ class Server:
         """Start, and return when it answers.
 
         Raises:
-            RuntimeError: it isn't installed, the file system has no extended attributes, or it does not
-                answer.
+            RuntimeError: it isn't installed, another one has the folder or the port, the file system has no
+                extended attributes, or it does not answer.
         """
         if not PYTHON.exists():
             raise RuntimeError(f"The S3 server isn't installed: run {HERE.relative_to(ROOT)}/install.sh first.")
+        self._claim()
         self._configure()
         with (self.folder / "swift.log").open("ab") as log:
             command = [str(PYTHON), str(HERE / "swift_process.py"), str(self.folder)]
@@ -153,6 +161,8 @@ class Server:
                 self._process.kill()  # its servers end with it
                 self._process.wait()
         self._process = None
+        if self._lock is not None:
+            self._lock.close()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -163,20 +173,38 @@ class Server:
         self.stop()
 
     def make_bucket(self, name: str) -> None:
-        """Make a bucket, if it isn't there."""
-        import boto3
-        from botocore.config import Config
+        """Make a bucket, if it isn't there, by a signed request of S3's: this environment has no boto3.
 
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name=REGION,
-            config=Config(s3={"addressing_style": "path"}),
-        )
-        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-            client.create_bucket(Bucket=name)
+        Signature version 2: https://docs.aws.amazon.com/AmazonS3/latest/userguide/RESTAuthentication.html
+        """
+        path, now = f"/{urllib.parse.quote(name, safe='')}", email.utils.formatdate(usegmt=True)
+        digest = hmac.digest(SECRET_KEY.encode(), f"PUT\n\ntext/xml\n{now}\n{path}".encode(), "sha1")
+        headers = {"Date": now, "Content-Type": "text/xml"}
+        headers["Authorization"] = f"AWS {ACCESS_KEY}:{base64.b64encode(digest).decode()}"
+        try:
+            urllib.request.urlopen(urllib.request.Request(self.endpoint + path, b"", headers, method="PUT")).close()
+        except urllib.error.HTTPError as error:
+            with error:
+                if b"BucketAlreadyOwnedByYou" not in (text := error.read()):
+                    raise RuntimeError(f"No bucket {name!r}: {text.decode(errors='replace')[:300]}") from None
+
+    def _claim(self) -> None:
+        """Hold the folder, which falls free when this process ends however it does; and see that the port is free.
+
+        (Swift's servers share a port with whoever listens on it already.)
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "serve.lock").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RuntimeError(
+                f"Another server is at work on {self.folder}: stop it, or name another --folder."
+            ) from None
+        if _listens(self.port):
+            self._lock.close()
+            raise RuntimeError(f"Port {self.port} is taken: stop what listens there, or name another --port.")
 
     def _configure(self) -> None:
         device = self.folder / "devices" / "d1"
@@ -232,8 +260,12 @@ def main() -> None:
     parser.add_argument("--bucket", default="tokenmill", help="made if it isn't there (default: tokenmill)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Server(options.folder, options.port) as server, contextlib.suppress(KeyboardInterrupt):
-        server.make_bucket(options.bucket)
+    with contextlib.ExitStack() as at_end, contextlib.suppress(KeyboardInterrupt):
+        try:
+            server = at_end.enter_context(Server(options.folder, options.port))
+            server.make_bucket(options.bucket)
+        except RuntimeError as error:
+            raise SystemExit(f"Error: {error}") from None
         for name, value in server.environment.items():
             print(f"export {name}={value}")
         print(

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from pydantic import BaseModel
-from tiny_model import make_model
 
 from cluster.release.release import STAGE, ReleaseConfig
 from cluster.stage import Stage, Step, Workspace
+from tests.cluster.tiny_model import make_model
 from tests.given_summary import Given
 
 GATE = ({"metric": "bpb", "mode": "min"}, {"metric": "reward", "mode": "max", "max_regression": 0.1})

@@ -150,7 +150,7 @@ def test_with_everything_cached_neither_prefect_nor_ray_is_even_imported(folder:
     out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, encoding="utf-8")
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-1] == "[]"
-    assert "= corpus" in out.stdout and "cached" in out.stdout and "Next:" in out.stdout
+    assert "= corpus" in out.stdout and "cached" in out.stdout and "Store:" in out.stdout
 
 
 # --- run: endings -------------------------------------------------------------------------------------------------
@@ -182,8 +182,42 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
         run.screen.console.file.flush()
         text = (tmp_path / "screen.txt").read_text(encoding="utf-8")
         assert words in text and "Traceback" not in text
-        assert ("the.log" in text) == ("tokenmill run mine.toml" in text) == (code == 1)
+        assert ("the.log" in text) == ("run mine.toml" in text) == (code == 1)
         (tmp_path / "screen.txt").write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize(("aliases", "code"), [(("champion", "candidate"), 0), (("candidate",), 3)])
+def test_a_script_can_require_the_champion_s_place(
+    make_run: Any,
+    prefect_api: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    aliases: tuple[str, ...],
+    code: int,
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from cluster.registry import versions
+    from flows.cli.run import ending
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    found = version(aliases=aliases, reason="bpb is not better")
+    monkeypatch.setattr(versions, "Registry", lambda place: SimpleNamespace(get=lambda uri: found))
+    for required, expected in ((True, code), (False, 0)):
+        run = make_run({"release": lambda ws: {"name": "mine", "version": 2}})
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            assert ending(run, run.screen.console, required) == expected
+    run.screen.console.file.flush()
+    assert ("Not the champion: models:/mine/2. bpb" in (tmp_path / "screen.txt").read_text(encoding="utf-8")) == (
+        code == 3
+    )
+
+
+@pytest.mark.parametrize("words", [["--until", "pack"], ["--set", "release=false"]])
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_run_that_releases_nothing_can_t_require_a_champion(folder: Path, words: list[str], plan: list[str]) -> None:
+    result = call("run", "mine.toml", "--require-champion", *words, *plan)
+    assert result.exit_code == 2 and "releases nothing" in result.output and not (folder / "store").exists()
 
 
 # --- generate, chat, models -----------------------------------------------------------------------------------------
@@ -243,6 +277,12 @@ def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -
     assert len(set(seeds[:3])) == 3, "an answer that is asked for again is another"
 
 
+def test_a_message_may_begin_with_a_slash(generator: FakeGenerator) -> None:
+    result = call("chat", "m", stdin="//etc/hosts, what is it?\n///\n/etc\n")
+    assert [messages[-1]["content"] for messages, _ in generator.asked] == ["/etc/hosts, what is it?", "//"]
+    assert result.output.count("/help shows this") == 2  # at the start, and for "/etc"
+
+
 def test_chat_ends_where_the_input_ends(generator: FakeGenerator) -> None:
     assert call("chat", "m", stdin="hello\n").exit_code == 0
 
@@ -297,6 +337,24 @@ def test_an_unexpected_error_is_told_in_words_and_its_traceback_kept_in_a_file(m
     log = Path(re.search(r"with (\S+\.log)", result.output.replace("\n", " "))[1])  # type: ignore[index]
     assert log.stat().st_mtime >= begun - 1 and "Traceback" in log.read_text(encoding="utf-8")
     log.unlink()
+
+
+@pytest.mark.parametrize("fault", [OSError(30, "Read-only file system"), PermissionError(13, "Permission denied")])
+def test_a_store_that_can_t_be_written_ends_the_run_before_it_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+) -> None:
+    store = folder / "elsewhere" / "store"
+    mkdir = Path.mkdir
+
+    def refused(path: Path, *args: Any, **kw: Any) -> None:
+        if store in (path, *path.parents):
+            raise type(fault)(fault.errno, fault.strerror, str(path))
+        mkdir(path, *args, **kw)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    result = call("run", "mine.toml", "--until", "corpus", "--store", str(store))
+    assert result.exit_code == 2 and result.output.count("Error:") == 1
+    assert f"{store}: {fault.strerror}" in result.output and "Traceback" not in result.output
 
 
 def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from model.checkpoint import load_config
+from model.interop.convert import Converted
 from model.interop.family import effective
 from tests.cluster.tiny_mlflow import sqlite_place
 from tests.cluster.tiny_model import TEXT, make_model
@@ -77,11 +78,11 @@ def their_gpt2(folder: Path) -> Path:
 def test_an_imported_model_is_registered_and_asked(folder, monkeypatch):
     sqlite_place(folder)
     their_gpt2(folder / "gpt2")
-    said = ok("import", "gpt2", "--name", "small-gpt2", "--out", "ours")
-    assert "GPT2LMHeadModel" in said and "bfloat16 in the file" in said and "models:/small-gpt2/1" in said
-    assert greedy("models:/small-gpt2/1") == greedy("ours")
-    assert "small-gpt2" in ok("models")
-    assert "GPT2LMHeadModel" in ok("export", "models:/small-gpt2/1", "back")
+    said = ok("import", "gpt2", "--name", "gpt2-0.1m", "--out", "ours")
+    assert "GPT2LMHeadModel" in said and "bfloat16 in the file" in said and "models:/gpt2-0.1m/1" in said
+    assert greedy("models:/gpt2-0.1m/1") == greedy("ours")
+    assert "gpt2-0.1m" in ok("models")
+    assert "GPT2LMHeadModel" in ok("export", "models:/gpt2-0.1m/1", "back")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     refused = call("generate", "ours", "The quick")
     assert refused.exit_code == 1
@@ -110,3 +111,24 @@ def _refused(*words: str) -> str:
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", ["a@b", "a/1", "", "it's", "a%20b"])
+def test_a_name_that_the_registry_does_not_take_is_refused_before_anything_is_read(folder, name):
+    refused = call("import", "nowhere", "--name", name, "--out", "ours")
+    assert refused.exit_code == 2 and "--name" in refused.output and "nowhere" not in refused.output
+    assert list(folder.iterdir()) == []
+
+
+def test_an_import_that_fails_leaves_no_run_at_work(folder, monkeypatch):
+    from cluster.interop.huggingface import register_folder
+    from cluster.release import package
+    from tests.cluster.tiny_mlflow import runs
+
+    place = sqlite_place(folder)
+    make_model(folder / "ours")
+    done = Converted("LlamaForCausalLM", load_config(folder / "ours"), 1, "float32", 1)
+    monkeypatch.setattr(package, "register", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        register_folder(folder / "ours", "m", done, folder, place)
+    assert runs(place, "m")["import"].info.status == "FAILED"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import botocore.exceptions
 import pytest
 import ray.exceptions as ray_errors
 from ray.train import WorkerGroupError
 
-from cluster.errors import Stopped
-from flows.faults import is_infrastructure_fault
+from cluster.errors import Stopped, UserError
+from flows.cli.errors import in_words, is_a_bug
+from flows.faults import disk_fault, is_infrastructure_fault
 
 
 def caused(outer: Exception, cause: Exception) -> Exception:
@@ -72,3 +75,36 @@ def test_a_chain_that_closes_on_itself_ends() -> None:
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert not is_infrastructure_fault(first)
+
+
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "path", "words"),
+    [
+        (OSError(28, "No space left on device", "/s/a.bin"), "/s/a.bin", "full"),
+        (OSError(28, "No space left on device"), "/the/store", "full"),
+        (OSError(30, "Read-only file system", "/s/work"), "/s/work", "only be read"),
+        (OSError(122, "Disk quota exceeded", "/s/a"), "/s/a", "quota"),
+        (PermissionError(13, "Permission denied", b"/s/a"), "/s/a", "by this user"),
+        (shutil.Error([("/tmp/x", "/s/y", FULL), ("/tmp/z", "/s/w", FULL)]), "/s/y", "full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "/the/store", "full"),  # safetensors
+        (caused(ValueError("while saving"), OSError(28, "No space left on device", "/s/b")), "/s/b", "full"),
+        (from_task(OSError(28, "No space left on device", "/s/c")), "/s/c", "full"),
+        (ConnectionError("MLflow does not answer: attempt to write a readonly database"), "/the/store", "only be read"),
+    ],
+)
+def test_a_disk_that_takes_no_data_is_one_sentence_with_the_path_and_no_bug(
+    error: Exception, path: str, words: str
+) -> None:
+    said = disk_fault(error, "/the/store")
+    assert said is not None and words in said and said.startswith(f"{path}: ") and "\n" not in said
+    assert not is_infrastructure_fault(error) and not is_a_bug(error)
+    assert in_words(error, "/the/store") == said
+
+
+def test_other_faults_are_no_disk_s() -> None:
+    assert disk_fault(ConnectionResetError("by peer"), "/x") is None
+    assert disk_fault(FileNotFoundError(2, "No such file", "/x"), "/x") is None
+    assert in_words(UserError("No space left on device, says the recipe"), "/x").startswith("No space")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import Any
 
 import httpx
@@ -10,6 +12,7 @@ import pytest
 from cluster.data.summaries import CorpusSummary
 from cluster.errors import Stopped
 from cluster.evaluate.summary import EvaluationSummary
+from flows.prefect_logs import RunLogs
 
 
 def fine(ws: Any) -> dict:
@@ -140,6 +143,35 @@ def test_the_ui_gets_a_data_report_a_stage_table_and_the_way_to_mlflow(
     assert "bpb/prose" in str(shown["fake-evaluation-metrics"]["data"])
     assert "http://127.0.0.1/#/runs/" in shown["fake-mlflow-run"]["data"]
     assert shown["fake-stages"]["type"] == "table"
+
+
+def test_the_flow_run_has_what_the_screen_says_and_each_stage_s_warnings_as_logs(
+    make_run: Any, orchestrate: Any, prefect_api: str
+) -> None:
+    def warns(ws: Any) -> dict:
+        logging.getLogger("cluster.data.corpus").warning("3 files were passed over")
+        logging.getLogger("cluster.data.corpus").info("not of interest")
+        thread = threading.Thread(target=lambda: logging.getLogger("flows.x").error("in a thread"))
+        thread.start()
+        thread.join()
+        return {}
+
+    def fails(ws: Any) -> dict:
+        raise ValueError("no such thing")
+
+    state, _ = orchestrate(make_run({"corpus": warns, "train": fails}))
+    flow_run = str(state.state_details.flow_run_id)
+    asked = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
+    found = httpx.post(f"{prefect_api}/logs/filter", json=asked, timeout=30).json()
+    tasks = httpx.post(f"{prefect_api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}).json()
+    names = {t["id"]: t["name"] for t in tasks}
+    said = {(names.get(log["task_run_id"]), log["level"], log["message"]) for log in found}
+    assert ("corpus", 30, "cluster.data.corpus: 3 files were passed over") in said
+    assert ("corpus", 40, "flows.x: in a thread") in said
+    assert any(of == "corpus" and level == 20 and text.startswith("✓ corpus") for of, level, text in said)
+    assert (None, 40, "train: no such thing") in said
+    assert not any("not of interest" in text for _, _, text in said)
+    assert not any(isinstance(handler, RunLogs) for handler in logging.getLogger().handlers)
 
 
 def test_the_flows_parameters_are_flat(prefect_api: str) -> None:

@@ -289,6 +289,8 @@ def test_store_is_a_text_or_a_table(folder: Path) -> None:
         ('rlhf.tasks=["t.jsonl"]', "rlhf", "needs [instruct] before it"),
         ("model.n_heads=7", "model", "not a multiple"),
         ("name=my model", "name", "letters, digits, dashes"),
+        ("release.name=a@b", "release.name", "not '@'"),
+        ("release.name=a%20b", "release.name", "not '%'"),
         ("sources.0.weight=0", "sources.web.weight", "greater than 0"),
         ("train.schedule=cosin", "train.schedule", "cosine"),
         ("train.objective=masked_diffusion", "train.objective", "it needs model.causal = false"),
@@ -334,3 +336,49 @@ def test_a_filter_that_names_no_source_is_told_before_anything_starts() -> None:
 
     with pytest.raises(RecipeError, match=r"(?s)filter.*coed.*Did you mean 'code'"):
         read_recipe("demo", ['filter.rules.coed=["code"]'])
+
+
+SOURCE = '[[sources]]\nname = "web"\npath = "web.jsonl"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ('name = "x"\n[[sources]]\nname = 3\npath = "p"\n', "sources.0.name", "a text in quotes"),
+        ('name = "x"\n[[sources]]\nname = "t"\npath = "p"\nweight = -1\n', "sources.t.weight", "greater than 0"),
+        ('name = "x"\n[[sources]]\nname = "t"\npaht = "p"\n', "sources.t.paht", "Did you mean path?"),
+        ('nmae = "x"\n' + SOURCE, "nmae", "Did you mean name?"),
+        ('name = "x"\nsources = []\n', "sources", "at least 1 entry"),
+        ('name = "x"\nstore = 3\n' + SOURCE, "store", "a text in quotes"),
+        ('name = "x"\nstore = ""\n' + SOURCE, "store", "at least 1 character"),
+        (
+            'name = "x"\n' + SOURCE + '[cluster]\nworkers = "many"\n',
+            "cluster.workers",
+            "a whole number, or one of auto",
+        ),
+        ('name = "x"\n' + SOURCE + "[cluster]\nworkers = -1\n", "cluster.workers", "at least 0, or one of auto"),
+        ('name = "x"\n' + SOURCE + '[cluster]\nuse_gpu = "x"\n', "cluster.use_gpu", "true or false, or one of auto"),
+        ('name = "x"\n' + SOURCE + '[filter]\nrules = ["gophr"]\n', "filter.rules.0", "Did you mean gopher?"),
+        (
+            'name = "x"\n' + SOURCE + '[filter]\nrules = {web = ["gophr"]}\n',
+            "filter.rules.web.0",
+            "Did you mean gopher?",
+        ),
+        ('name = "x"\n' + SOURCE + "[filter]\nrules = 3\n", "filter.rules", "a list"),
+        ('name = "x"\n' + SOURCE + "[extend]\nmax_seq_length = 4096\n", "extend.max_seq_length", "max_seq_len?"),
+    ],
+)
+def test_one_thing_that_is_wrong_is_one_problem(folder: Path, text: str, key: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        real(text)
+    (problem,) = caught.value.problems
+    assert problem.key == key and words in problem.message
+
+
+def test_things_that_are_wrong_side_by_side_are_all_told(folder: Path) -> None:
+    text = 'name = "x"\nseed = -1\n[[sources]]\nname = "t"\n[[sources]]\npath = 3\n[cluster]\nworkers = "x"\n'
+    with pytest.raises(RecipeError) as caught:
+        real(text)
+    assert [p.key for p in caught.value.problems] == [
+        "seed", "sources.t.path", "sources.1.name", "sources.1.path", "cluster.workers",
+    ]  # fmt: skip

@@ -228,8 +228,7 @@ def test_the_closing_tables_have_all_that_a_person_asks_for(finished: Any) -> No
     assert "demo version 3 (@candidate @champion)" in text and "Gate passed" in text
     assert str(finished.log) in text and "sqlite:///x/mlflow.db" in text
     after = text.split("Next:\n")[1].splitlines()
-    assert len(after) == 3 and all(line.strip().startswith("tokenmill ") for line in after)
-    assert "models:/demo@champion" in after[0]
+    assert len(after) == 4 and "chat models:/demo@champion" in after[0]
 
 
 @pytest.mark.parametrize("kept", [("corpus",), ("corpus", "pretrain"), ("corpus", "pretrain", "evaluate-base")])
@@ -239,7 +238,8 @@ def test_a_part_of_the_line_closes_too_with_commands_to_type(finished: Any, kept
         one.artifact.path = lambda verify=True: Path("/x/store/model/ab")
     out = io.StringIO()
     closing.show(finished, Console(file=out, width=120))
-    assert "tokenmill run demo --set seed=2\n" in out.getvalue().split("Next:\n")[1]
+    assert "run demo --set seed=2\n" in out.getvalue().split("Next:\n")[1]
+    assert " chat " not in out.getvalue()  # it has only been pretrained
 
 
 # --- Prefect's artifacts ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.prefect_server import EmbeddedServer
 from flows.stop import StopFlag
 
 HERE = Path(__file__).parent
@@ -75,7 +77,7 @@ def test_ctrl_c_ends_at_the_next_step_with_the_command_to_go_on(start: Any) -> N
     line.interrupt()
     output = line.output()
     assert line.process.returncode == 130, output
-    assert "with a checkpoint" in output and "tokenmill run slow" in output
+    assert "with a checkpoint" in output and "run slow" in output
     assert "Traceback" not in output
     assert line.children_end()
 
@@ -119,3 +121,27 @@ def test_the_flag_survives_a_library_that_takes_the_signal() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert flag()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "odd"])
+def test_the_embedded_api_needs_no_home_of_the_user_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    """A home that can't be written (here: none), and one whose path SQLAlchemy would read as another."""
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    odd = tmp_path / "100% a?b" / "home"
+    monkeypatch.setenv("HOME", home if home == "/dev/null" else str(odd))
+    server = EmbeddedServer()
+    server.start()
+    try:
+        assert server.wait()
+    finally:
+        server.stop()
+        os.environ.pop("PREFECT_HOME", None)
+    if home == "odd":
+        assert (odd / ".prefect" / "prefect.db").exists()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["100% a?b", "tmp"]
+    else:
+        assert list((tmp_path / "tmp").rglob("prefect.db"))

@@ -122,7 +122,7 @@ def known_functions(packages: tuple[str, ...]) -> tuple[Function, ...]:
     Raises:
         ValueError: a package is not installed.
     """
-    from cluster.store.digest import cache_root
+    from cluster.cache import cache_root
 
     digest = installed.digest(f"installed://code?packages={','.join(packages)}")
     key = hashlib.sha256(f"{CACHE_VERSION}|{digest}".encode()).hexdigest()[:20]

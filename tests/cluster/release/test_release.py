@@ -157,7 +157,15 @@ print(json.dumps([
     model.predict({"messages": messages}, params=params),
     ["".join(model.predict_stream({"messages": messages}, params=params))],
     model.predict("The quick", params={"max_new_tokens": 6, "seed": 1}),
+    model.predict("The quick", params={"max_new_tokens": 6, "seed": 1, "top_k": 1}),
+    model.predict("The quick", params={**params, "stops": [STOP]}),
 ]))
+for call in (model.predict, lambda x, params: list(model.predict_stream({"prompt": x}, params=params))):
+    try:
+        call("The quick", params={"tempreature": 0.0})
+        sys.exit("taken")
+    except mlflow.exceptions.MlflowException as error:
+        assert "Did you mean 'temperature'" in str(error), error
 """
 
 
@@ -165,11 +173,18 @@ def test_the_registered_model_answers_in_a_fresh_process_without_pickle(line, tm
     _, place, _, _ = line
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHONPATH"))}
     env |= {"MLFLOW_TRACKING_URI": place.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    greedy = Generator.load("models:/tiny@champion", place).complete("The quick", max_new_tokens=6, temperature=0.0)
+    stop = greedy[2:4]
     done = subprocess.run(
-        [sys.executable, "-c", FRESH], cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-c", FRESH.replace("STOP", repr(stop))],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    text, two, chat, same_chat, streamed, sampled = json.loads(done.stdout)
+    text, two, chat, same_chat, streamed, sampled, likeliest, stopped = json.loads(done.stdout)
     generator = Generator.load("models:/tiny@champion", place)
     options = {"max_new_tokens": 6, "temperature": 0.0}
     messages = [{"role": "user", "content": "What is two plus three?"}]
@@ -177,6 +192,7 @@ def test_the_registered_model_answers_in_a_fresh_process_without_pickle(line, tm
     assert two[1:] == [generator.complete("def add(", **options)]
     assert chat == same_chat == streamed == [generator.chat(messages, **options)]
     assert sampled == [generator.complete("The quick", max_new_tokens=6, seed=1)] != text
+    assert likeliest == text and stopped == [greedy.partition(stop)[0]]
     assert "type hints" not in done.stderr
 
 

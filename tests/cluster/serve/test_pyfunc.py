@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
-from cluster.serve.pyfunc import prompts_of
+from cluster.serve.pyfunc import decoding_of, prompts_of
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
 
@@ -51,3 +52,9 @@ def test_prompts_of(given, prompts):
 def test_what_is_no_prompt_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         prompts_of(given)
+
+
+def test_an_option_that_is_not_there_is_refused_with_the_nearest():
+    assert decoding_of({"top_k": 3, "stops": ["a"]}).top_k == 3
+    with pytest.raises(MlflowException, match=r"No parameter 'tempreature'\. Did you mean 'temperature'"):
+        decoding_of({"tempreature": 0.5})

@@ -79,14 +79,12 @@ def test_events_that_are_begun_anew_are_read_from_their_start(place, tmp_path):
     assert [p[:2] for p in curve(place, box.run.info.run_id, "loss")] == [(s, float(s)) for s in range(6)]
 
 
-def test_a_cached_stage_says_nothing_of_another_that_is_at_work(place, tmp_path):
+def test_a_run_of_the_same_work_that_gives_no_sign_of_life_is_marked_killed(place, tmp_path):
     client = connect(place.uri)
     experiment = client.create_experiment("line", place.artifact_root)
     tags = {"tokenmill.fingerprint": "f1", "tokenmill.alive": "1"}
     other = client.create_run(experiment, tags=tags, run_name="other").info.run_id
-    Box(place, tmp_path / "cached", "cached", fingerprint="f1", cached=True).delivery.pump()
-    assert client.get_run(other).info.status == "RUNNING"
-    Box(place, tmp_path / "made", "made", fingerprint="f1", cached=False).delivery.pump()
+    Box(place, tmp_path / "made", "made", fingerprint="f1").delivery.pump()
     assert client.get_run(other).info.status == "KILLED"
     assert client.get_run(other).info.end_time == 1  # its last sign of life
 

@@ -41,9 +41,10 @@ def test_a_run_of_the_line_holds_a_run_of_each_stage(place, tmp_path):
     assert track.finish(timeout=60)
 
     found = runs(place, "line")
-    line, pretrain, pack = found["demo"], found["pretrain"], found["pack"]
+    assert set(found) == {"demo", "pretrain"}  # a cached stage has no run without a curve
+    line, pretrain = found["demo"], found["pretrain"]
     assert {r.info.status for r in found.values()} == {"FINISHED"}
-    assert pretrain.data.tags["mlflow.parentRunId"] == pack.data.tags["mlflow.parentRunId"] == line.info.run_id
+    assert pretrain.data.tags["mlflow.parentRunId"] == line.info.run_id
     assert line.data.params == {"train.lr": "0.001", "sources.0.name": "a"}
     assert line.data.tags["x"] == "y"
     assert (
@@ -54,7 +55,7 @@ def test_a_run_of_the_line_holds_a_run_of_each_stage(place, tmp_path):
     assert pretrain.data.params == {"d": "8"}
     assert pretrain.data.tags["tokenmill.fingerprint"] == "f1"
     assert pretrain.data.tags["artifact"] == "model/f1"
-    assert (pretrain.data.tags["tokenmill.cached"], pack.data.tags["tokenmill.cached"]) == ("false", "true")
+    assert "pack: made elsewhere" in line.data.tags["mlflow.note.content"]
     assert line.data.metrics == {"pretrain/loss": 2.5, "pretrain/documents/prose": 3.0, "pack/tokens": 7.0}
     assert not track.folder.exists()
 
@@ -174,7 +175,7 @@ def test_a_lost_answer_to_create_run_makes_no_second_run(place, monkeypatch):
     monkeypatch.setattr(MlflowClient, "create_run", create_run)
     track = tracker(place)
     track.start_line("demo")
-    track.stage("pack", "f", cached=True)
+    track.stage("pack", "f").finish()
     assert track.finish(timeout=60)
     assert {r.info.run_id for r in runs(place, "line").values()} == set(lost)
 
@@ -335,7 +336,7 @@ def test_a_line_of_cached_stages_costs_little(place):
     assert track.finish(timeout=60)
     assert queued < 0.3
     assert time.process_time() - begun < 1.5
-    assert len(runs(place, "line")) == 12
+    assert len(runs(place, "line")) == 1  # a schedule of cached runs fills no page
 
 
 def test_system_metrics_are_sampled_beside_the_stages(place):
@@ -353,7 +354,8 @@ def test_system_metrics_are_sampled_beside_the_stages(place):
 def test_a_closed_run_is_sampled_no_more(place):
     track = tracker(place)
     track.start_line("demo")
-    closed, at_work = track.stage("pack", "f0", cached=True), track.stage("pretrain", "f1")
+    closed, at_work = track.stage("pack", "f0"), track.stage("pretrain", "f1")
+    closed.finish()
     track._sample({"system/load": 1.0})
     values = [[e["values"] for _, e in read_events(r.log.path) if e["type"] == "metrics"] for r in (closed, at_work)]
     assert values == [[], [{"system/load": 1.0}]]
@@ -421,16 +423,39 @@ def test_a_run_follows_one_file(place, tmp_path):
     assert track.finish(timeout=60)
 
 
-def test_a_run_begins_when_it_is_opened_and_a_cached_one_follows_nothing(place, tmp_path):
-    begun = time.time() * 1000
-    EventLog(tmp_path / "events.jsonl").metrics(0, {"loss": 1.0})
-    track = tracker(place)
-    track.start_line("demo")
-    track.stage("pretrain", "f1", tmp_path / "events.jsonl", cached=True).finish(events_path=tmp_path / "events.jsonl")
-    assert track.finish(timeout=60)
-    run = runs(place, "line")["pretrain"]
-    assert begun - 1 <= run.info.start_time <= run.info.end_time <= time.time() * 1000
-    assert run.data.metrics == {}
+def test_a_cached_stage_links_the_run_that_made_it_also_from_another_experiment(place, tmp_path):
+    first = tracker(place)
+    first.start_line("first")
+    made = [first.stage("pretrain", "f1"), first.stage("instruct", "f2"), first.stage("failed", "f3")]
+    for run in made:
+        run.finish("FAILED" if run is made[2] else "FINISHED")
+    assert first.finish(timeout=60)
+    ids = [run.run_id for run in made]
+    for experiment in ("line", "another"):
+        second = Tracker(place, experiment, system_seconds=None)
+        line = second.start_line("second")
+        assert second.stage("pretrain", "f1", cached=True, summary={"loss": 2.5}) is line
+        second.stage("instruct", "f2", cached=True)
+        second.stage("failed", "f3", cached=True)
+        assert second.finish(timeout=60)
+        (data,) = [r.data for name, r in runs(place, experiment).items() if name == "second"]
+        assert data.metrics == {"pretrain/loss": 2.5}
+        made_by = {k: v for k, v in data.tags.items() if k.startswith("tokenmill.made_by.")}
+        assert made_by == {"tokenmill.made_by.pretrain": ids[0], "tokenmill.made_by.instruct": ids[1]}
+        note = data.tags["mlflow.note.content"]
+        assert f"/runs/{ids[0]})" in note and f"/runs/{ids[1]})" in note and "failed: made elsewhere" in note
+
+
+def test_what_mlflow_has_not_got_is_said(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    track = Tracker(Place("http://127.0.0.1:9", None, place.state), "line", system_seconds=None)
+    track.start_line("demo", {"lr": 1})
+    track.stage("pretrain", "f1").finish("FINISHED", {"loss": 2.5})
+    assert not track.finish(timeout=1)
+    said = track.undelivered()
+    assert "http://127.0.0.1:9 has not got 2 runs" in said and "7 records" in said
+    assert str(track.folder) in said and "next run" in said
+    track._lock.close()
 
 
 def test_a_stage_before_the_line_is_refused(place):
