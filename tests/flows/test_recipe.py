@@ -375,8 +375,8 @@ def test_one_thing_that_is_wrong_is_one_problem(folder: Path, text: str, key: st
     assert problem.key == key and words in problem.message
 
 
-def test_things_that_are_wrong_side_by_side_are_all_told(folder: Path) -> None:
-    text = 'name = "x"\nseed = -1\n[[sources]]\nname = "t"\n[[sources]]\npath = 3\n[cluster]\nworkers = "x"\n'
+def test_things_that_are_wrong_side_by_side_are_all_shown(folder: Path) -> None:
+    text = 'name = "x"\nseed = "a"\n[[sources]]\nname = "t"\n[[sources]]\npath = 3\n[cluster]\nworkers = "x"\n'
     with pytest.raises(RecipeError) as caught:
         real(text)
     assert [p.key for p in caught.value.problems] == [

@@ -80,7 +80,7 @@ def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
     [
         ("corpus", {"documents": 1, "bytes": 2, "shards": 1, "sources": {}, "quarantined": {"empty": 2}}),
         ("evaluation", {"bpb": 1.25, "task/accuracy": 0.5}),
-        ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "reward_before": 0.0,
+        ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "too_long": 0, "reward_before": 0.0,
                   "reward_after": 1.0}),
     ],
 )  # fmt: skip
