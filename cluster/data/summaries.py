@@ -97,6 +97,12 @@ class TokensSummary(Summary):
     validation_tokens: int = 0
     validation_bytes: int = 0
     sources: Mapping[str, Any] = field(default_factory=dict)
+    cut: Sequence[str] = ()  # the sources whose only text was cut: its end is held out
 
     def words(self) -> str:
-        return f"{count(self.tokens)} tokens"
+        words = [f"{count(self.tokens)} tokens"]
+        if self.cut:
+            words.append(f"of the only text of {', '.join(self.cut)} the end is held out")
+        if bare := [s for s, parts in sorted(self.sources.items()) if not parts["validation"]["documents"]]:
+            words.append(f"nothing is held out of {', '.join(bare)}")
+        return "; ".join(words)

@@ -334,3 +334,16 @@ def test_a_filter_that_names_no_source_is_told_before_anything_starts() -> None:
 
     with pytest.raises(RecipeError, match=r"(?s)filter.*coed.*Did you mean 'code'"):
         read_recipe("demo", ['filter.rules.coed=["code"]'])
+
+
+@pytest.mark.parametrize(
+    ("weights", "key", "words"),
+    [
+        ("{wbe=2,web=1,code=0}", "extend.weights.wbe", "Did you mean web?"),
+        ("{web=2}", "extend.weights", "0 to leave it out; there is none for code."),
+    ],
+)
+def test_the_weights_of_a_longer_context_are_of_the_sources(folder: Path, weights: str, key: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        real(REAL + "[extend]\nmax_seq_len = 4096\n", f"extend.weights={weights}")
+    assert f"{key}  (--set extend.weights={weights})" in str(caught.value) and words in str(caught.value)

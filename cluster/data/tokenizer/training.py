@@ -198,7 +198,7 @@ def bytes_per_token(tokenizer: Tokenizer, sample: list[tuple[str, str]]) -> dict
         if text_bytes.get(source, 0) < MEASURED_BYTES:
             text_bytes[source] = text_bytes.get(source, 0) + len(text.encode())
             tokens[source] = tokens.get(source, 0) + len(tokenizer.encode(text))
-    return {s: round(text_bytes[s] / max(tokens[s], 1), 4) for s in sorted(text_bytes)}
+    return {s: round(text_bytes[s] / tokens[s], 4) for s in sorted(text_bytes) if tokens[s]}
 
 
 STAGE = Stage("tokenizer", "tokenizer", 2, TokenizerConfig, run_tokenizer, TokenizerSummary)

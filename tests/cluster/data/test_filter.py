@@ -15,7 +15,7 @@ from cluster.data import filter as stage
 from cluster.data import shards
 from cluster.data.filter import FilterConfig
 from cluster.data.streaming import stream
-from cluster.errors import Stopped
+from cluster.errors import Stopped, UserError
 from cluster.stage import Hooks, Step, Surroundings, identity, run_step
 
 STOP = ["the", "be", "to", "of", "and", "that", "have", "with"]
@@ -122,6 +122,18 @@ def test_copies_are_kept_where_deduplication_is_off(ray_local, folder, given):
 def test_a_filter_that_removes_everything_says_why(ray_local, folder, given):
     with pytest.raises(ValueError, match=r"removed every document \(.*gopher_quality.min_words.*\).*thresholds"):
         run_filter(folder / "store", given, thresholds={"gopher_quality": {"min_words": 10_000}})
+
+
+def test_a_source_that_the_filter_empties_is_named_with_what_became_of_it(ray_local, folder, given):
+    copied = rows(run_filter(folder / "store", given, **CONFIG))[0]
+    (folder / "copy.jsonl").write_text(json.dumps({"text": copied["text"]}), encoding="utf-8")
+    sources = [*given, {"name": "z", "path": str(folder / "copy.jsonl")}]
+    said = rf"of the source 'z' \(1 exact_duplicate\): z/copy.jsonl:1 is one of {copied['id']}\. Leave the source out"
+    with pytest.raises(UserError, match=said):
+        run_filter(folder / "store", sources, **CONFIG)
+    wrong = {**CONFIG, "rules": ["gopher"]}  # for code, too
+    with pytest.raises(UserError, match=r"of the source 'code' \(.*gopher.*choose other \[filter\] rules for it"):
+        run_filter(folder / "store", given, **wrong)
 
 
 def test_a_table_by_source_names_real_sources(ray_local, folder, given):
