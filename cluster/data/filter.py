@@ -264,7 +264,7 @@ class _Tally:
                 'or loosen [filter.thresholds]. For source code, rules = { NAME = ["code"] }.'
             )
         if counts and counts[0][0] in COPIES:
-            copy = next(f"{name} is one of {detail}" for why, name, detail in rows if why == counts[0][0])
+            copy = next(f"{name} is a copy of {detail}" for why, name, detail in rows if why == counts[0][0])
             advice = f"{copy}. Leave the source out, or give it texts of its own"
         else:
             advice = f'choose other [filter] rules for it, rules = {{ {first} = [...], "*" = [...] }}, or leave it out'

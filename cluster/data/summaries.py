@@ -55,10 +55,27 @@ class DocumentsSummary(Summary):
 
 @dataclass(frozen=True)
 class CorpusSummary(DocumentsSummary):
+    """`passed_over` has the files and folders that were not read, by reason, as source/name."""
+
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def lost(self) -> tuple[str, Mapping[str, int]]:
         return "quarantined", self.quarantined
+
+    def words(self) -> str:
+        if not self.passed_over:
+            return super().words()
+        named = "; ".join(
+            f"{reason} {count(len(names))}: {names[0]}" + (", …" if len(names) > 1 else "")
+            for reason, names in self.passed_over.items()
+        )
+        return f"{super().words()}, {count(sum(map(len, self.passed_over.values())))} passed over ({named})"
+
+    def report(self, artifact: Artifact) -> Sequence[Block]:
+        rows = [[reason, str(len(names)), ", ".join(names[:20])] for reason, names in self.passed_over.items()]
+        table = [Table("Passed over, by reason", ["reason", "files and folders", "such as"], rows)] if rows else []
+        return [*super().report(artifact), *table]
 
 
 @dataclass(frozen=True)

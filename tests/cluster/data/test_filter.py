@@ -128,7 +128,9 @@ def test_a_source_that_the_filter_empties_is_named_with_what_became_of_it(ray_lo
     copied = rows(run_filter(folder / "store", given, **CONFIG))[0]
     (folder / "copy.jsonl").write_text(json.dumps({"text": copied["text"]}), encoding="utf-8")
     sources = [*given, {"name": "z", "path": str(folder / "copy.jsonl")}]
-    said = rf"of the source 'z' \(1 exact_duplicate\): z/copy.jsonl:1 is one of {copied['id']}\. Leave the source out"
+    said = (
+        rf"of the source 'z' \(1 exact_duplicate\): z/copy.jsonl:1 is a copy of {copied['id']}\. Leave the source out"
+    )
     with pytest.raises(UserError, match=said):
         run_filter(folder / "store", sources, **CONFIG)
     wrong = {**CONFIG, "rules": ["gopher"]}  # for code, too
