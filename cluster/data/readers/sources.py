@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.readers import installed, reading
+from cluster.data.readers.chunks import Chunks
 from cluster.errors import UserError
 from cluster.stage import how
 
@@ -148,7 +149,7 @@ def _read_files(part: dict[str, Any], rows: _Rows) -> Iterator[pa.Table]:
     for url, name, kind, compression in part["files"]:
         before = rows.read
         with closing(open_binary(url)) as stream:
-            chunks = reading.Chunks(stream, compression)
+            chunks = Chunks(stream, compression)
             if kind == "parquet":
                 records = reading.read_parquet(stream, compression, text_field, id_field, limit)
             elif kind == "jsonl":
