@@ -159,7 +159,8 @@ def judge_group(
         normal = [normalise(texts[i], kind) for i in rows]
         verdicts = judge(normal, by_source(chosen, source, []))
         for row, (text, reason, detail) in zip(rows, verdicts, strict=True):
-            texts[row], reasons[row], details[row] = text, reason, detail
+            blank = reason is None and not text.strip()  # of control characters, say, nothing is left
+            texts[row], reasons[row], details[row] = text, "empty" if blank else reason, detail
     passing = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
     bands = np.zeros((len(texts), dedup.bands if dedup.near else 0), np.uint64)
     if dedup.near and passing:

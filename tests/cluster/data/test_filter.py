@@ -182,3 +182,10 @@ def test_the_stage_reports_its_progress_and_stops_when_asked(ray_local, folder, 
     run_step(step, artifacts(folder / "store"), Surroundings(hooks=Hooks(progress=lambda *now: seen.append(now))))
     assert seen[-1][0] == seen[-1][1] > 0
     assert seen[-1][2] == "235 of 238 documents pass"
+
+
+def test_a_document_of_which_normalisation_leaves_nothing_is_removed_as_empty(ray_local, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\u0001\\u0002"}\n{"text": "A text."}\n', encoding="utf-8")
+    made = run_filter(tmp_path / "store", [{"name": "a", "path": str(tmp_path / "a.jsonl")}], rules=())
+    assert [row["text"] for row in rows(made)] == ["A text."]
+    assert made.summary["removed"] == {"empty": 1}
