@@ -28,9 +28,8 @@ def show(run: Run, console: Console) -> None:
     put(stages_table(run), console)
     put(quality_table(run), console)
     put(samples_table(run), console)
-    for outcome in run.outcomes.values():
-        for line in outcome.summary.closing():
-            console.print(Text(line), soft_wrap=True)
+    for line in dict.fromkeys(line for outcome in run.outcomes.values() for line in outcome.summary.closing()):
+        console.print(Text(line), soft_wrap=True)
     where(run, console)
     commands = next_commands(run)
     if commands:

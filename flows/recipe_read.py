@@ -65,11 +65,15 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
             wrong(f"sources.{index}.name", "another source has this name; each needs its own.", f'"{name}"')
-    for name in recipe.tokenizer.weights:
-        if name not in names:
-            close = nearest(name, names)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            wrong(f"tokenizer.weights.{name}", f"one of the sources: {', '.join(names)}.{hint}")
+    longer = recipe.extend.weights if recipe.extend else {}
+    for table, weights in (("tokenizer", recipe.tokenizer.weights), ("extend", longer)):
+        for name in weights:
+            if name not in names:
+                close = nearest(name, names)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                wrong(f"{table}.weights.{name}", f"one of the sources: {', '.join(names)}.{hint}")
+    if longer and (absent := [name for name in names if name not in longer]):
+        wrong("extend.weights", f"a weight for each source, 0 to leave it out; there is none for {', '.join(absent)}.")
     try:
         check_sources(recipe.filter, names)
     except UserError as error:

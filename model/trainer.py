@@ -10,6 +10,7 @@ divided by their number, so micro-batches, uneven masks and the number of worker
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -164,7 +165,8 @@ def train(
         valid, tokens = (int(reduced[i] * COUNT + reduced[i + 1]) for i in (1, 3))
 
         lr = learning_rate(config, state.step)
-        loss = reduced[0] / max(1, valid)
+        count = valid or math.nan  # of no tokens there is no mean: a loss of 0 would be the best of all
+        loss = reduced[0] / count
         norm = gradients.scale(1 / max(1, valid), config.grad_clip)
         if norm == norm and norm != float("inf"):
             for optimizer in optimizers:
@@ -177,7 +179,7 @@ def train(
         state.step += 1
         state.tokens += tokens
         seconds = time.perf_counter() - begin
-        values = {name: value / max(1, valid) for name, value in zip(names, reduced[7:], strict=True)}
+        values = {name: value / count for name, value in zip(names, reduced[7:], strict=True)}
         values |= balances.report(gradients.loads, max(1, valid))
         mfu = reduced[5] * 1e9 / seconds / peak
         report = StepReport(state.step, loss, lr, norm, tokens, tokens / seconds, mfu, seconds, state.skipped, values)

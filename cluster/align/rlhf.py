@@ -10,7 +10,6 @@ ever trained on. The loop is model/trainer.py again: a rollout is a batch, made 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -19,7 +18,7 @@ from cluster.align.check import check_rlhf
 from cluster.align.config import PREFERENCE, RlhfConfig, policy_problem
 from cluster.align.cost import rlhf_cost
 from cluster.data.examples import examples
-from cluster.data.held_out import one_in
+from cluster.data.held_out import one_in, question
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
@@ -137,8 +136,8 @@ def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
     items = read(config.data)
     if config.heldout:
         heldout = read(config.heldout)
-        kept = {asked(item) for item in heldout}
-        train = [item for item in items if asked(item) not in kept]
+        kept = {question(item) for item in heldout}
+        train = [item for item in items if question(item) not in kept]
     else:
         train = [item for item in items if not one_in_ten(item)]
         heldout = [item for item in items if one_in_ten(item)]
@@ -150,12 +149,8 @@ def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
     return train, heldout[: config.heldout_items]
 
 
-def asked(item: dict) -> str:
-    return json.dumps(item.get("messages", item.get("prompt")))
-
-
 def one_in_ten(item: dict) -> bool:
-    return one_in(10, asked(item), "heldout")
+    return one_in(10, question(item), "heldout")
 
 
 STAGE = Stage(

@@ -1,11 +1,13 @@
 """Stage `corpus`: the recipe's [[sources]] become documents with id, source and text.
 
     sources ── Ray Data: read, one task a part ──▶ documents-00000.parquet …   (id, source, text)
-                                              └─▶ quarantine.jsonl            (source, where, reason, excerpt)
+                                              ├─▶ quarantine.jsonl            (source, where, reason, excerpt)
+                                              └─▶ passed-over.jsonl           (source, name, reason)
 
-What can't become a document (broken UTF-8, a line beyond all measure, a truncated archive, …) is counted and
-quarantined by its reason, and the rest goes through: see readers/reading.py. Documents come out in the order of the
-recipe's sources, their files' names and their lines.
+Files that are no data or can't be read (.DS_Store, a dangling link, …) are passed over: counted and named, and no part
+of the fingerprint (cluster/store/walk.py has the reasons). What can't become a document (broken UTF-8, a line beyond
+all measure, a truncated archive, …) is counted and quarantined by its reason, and the rest goes through: see
+readers/reading.py. Documents come out in the order of the recipe's sources, their files' names and their lines.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.data.readers import installed
-from cluster.data.readers.sources import Source, find_files, plan, read_part
+from cluster.data.readers.sources import Source, find_files, plan, read_part, survey_files
 from cluster.data.shards import ShardWriter
 from cluster.data.streaming import Check, stop_check, stream
 from cluster.data.summaries import CorpusSummary
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cluster.stage import Workspace
+    from cluster.store.walk import Passed
 
 __all__ = ["STAGE", "CorpusConfig", "Source", "check", "external", "run"]
 
@@ -68,16 +71,15 @@ def check(config: CorpusConfig) -> None:
 
 
 def external(config: CorpusConfig) -> dict[str, str]:
-    """A digest of each source's files: their names and content."""
-    from cluster.store.source import digest_source
+    """A digest of each source's files that are read: their names and content."""
+    from cluster.store.source import digest_files
 
     digests = {}
     for source in config.sources:
         if source.path.startswith(installed.SCHEME):
             digests[source.name] = installed.digest(source.path)
         else:
-            find_files(source)
-            digests[source.name] = digest_source(source.path)
+            digests[source.name] = digest_files([one.file for one in find_files(source)])
     return digests
 
 
@@ -127,7 +129,18 @@ def run(workspace: Workspace) -> CorpusSummary:
     writer.close()
     for source in config.sources:
         _check_source(source, tallies[source.name])
-    return _summary(workspace, writer, plans, tallies)
+    return _summary(workspace, writer, plans, tallies, _pass_over(workspace, config))
+
+
+def _pass_over(workspace: Workspace, config: CorpusConfig) -> dict[str, list[Passed]]:
+    """What is passed over of each source, written to passed-over.jsonl."""
+    passed = {s.name: survey_files(s)[1] for s in config.sources if not s.path.startswith(installed.SCHEME)}
+    lines = [{"source": s, "name": one.name, "reason": one.reason} for s, those in passed.items() for one in those]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (workspace.out / "passed-over.jsonl").write_text(text, encoding="utf-8")
+    if lines:
+        workspace.events.table("passed over", list(lines[0]), [list(line.values()) for line in lines])
+    return passed
 
 
 def _tables(
@@ -193,7 +206,11 @@ def _check_source(source: Source, tally: _Tally) -> None:
 
 
 def _summary(
-    workspace: Workspace, writer: ShardWriter, plans: dict[str, Any], tallies: dict[str, _Tally]
+    workspace: Workspace,
+    writer: ShardWriter,
+    plans: dict[str, Any],
+    tallies: dict[str, _Tally],
+    passed: dict[str, list[Passed]],
 ) -> CorpusSummary:
     quarantined: Counter[str] = Counter()
     for tally in tallies.values():
@@ -204,6 +221,7 @@ def _summary(
             "bytes": tally.bytes,
             "files": sum(len(part["files"]) for part in plans[name]),
             "quarantined": dict(sorted(tally.quarantined.items())),
+            "passed_over": len(passed.get(name, ())),
         }
         for name, tally in tallies.items()
     }
@@ -224,7 +242,17 @@ def _summary(
         shards=writer.shards,
         sources=sources,
         quarantined=dict(sorted(quarantined.items())),
+        passed_over=_named(passed),
     )
 
 
-STAGE = Stage("corpus", "corpus", 1, CorpusConfig, run, CorpusSummary, external=external)
+def _named(passed: dict[str, list[Passed]]) -> dict[str, list[str]]:
+    """What is passed over, by its reason, as source/name."""
+    names: dict[str, list[str]] = {}
+    for source, those in passed.items():
+        for one in those:
+            names.setdefault(one.reason, []).append(f"{source}/{one.name}")
+    return dict(sorted(names.items()))
+
+
+STAGE = Stage("corpus", "corpus", 2, CorpusConfig, run, CorpusSummary, external=external)

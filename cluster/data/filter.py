@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cluster.stage import Workspace
     from cluster.store.artifact import Artifact
 
+COPIES = ("exact_duplicate", "near_duplicate")  # reasons whose detail is the document that stays
 ALL = "*"  # in a table by source: every source that isn't named
 
 
@@ -106,11 +107,7 @@ def run(workspace: Workspace) -> FilterSummary:
             writer.write(tally.drop_copies(table, part, stays[part], exact[part], fingers.ids))
     writer.close()
     tally.write(workspace.out / "removed.parquet")
-    if not writer.documents:
-        raise UserError(
-            f"The filter removed every document ({tally.reasons()}): choose other [filter] rules for these sources, "
-            'or loosen [filter.thresholds]. For source code, rules = { NAME = ["code"] }.'
-        )
+    tally.check()
     return tally.summary(workspace, writer)
 
 
@@ -162,7 +159,8 @@ def judge_group(
         normal = [normalise(texts[i], kind) for i in rows]
         verdicts = judge(normal, by_source(chosen, source, []))
         for row, (text, reason, detail) in zip(rows, verdicts, strict=True):
-            texts[row], reasons[row], details[row] = text, reason, detail
+            blank = reason is None and not text.strip()  # of control characters, say, nothing is left
+            texts[row], reasons[row], details[row] = text, "empty" if blank else reason, detail
     passing = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
     bands = np.zeros((len(texts), dedup.bands if dedup.near else 0), np.uint64)
     if dedup.near and passing:
@@ -239,7 +237,7 @@ class _Tally:
         own = [bool(stay == place) for place, stay in enumerate(stays, part.start)]
         copies = table.filter([not one for one in own])
         places = [i for i, one in enumerate(own) if not one]
-        reasons = ["exact_duplicate" if exact[i] else "near_duplicate" for i in places]
+        reasons = [COPIES[0] if exact[i] else COPIES[1] for i in places]
         self._remove(copies, reasons, [ids[int(stays[i])] for i in places])
         kept = table.filter(own)
         for source, text in zip(kept.column("source").to_pylist(), kept.column("text").to_pylist(), strict=True):
@@ -248,8 +246,30 @@ class _Tally:
             count[1] += len(text.encode())
         return kept
 
-    def reasons(self) -> str:
-        return ", ".join(f"{n:,} {why}" for why, n in Counter(self.removed["reason"]).most_common(5)) or "none came in"
+    def check(self) -> None:
+        """Raises UserError, with what became of them, if nothing is left of all sources or of one."""
+        emptied = [source for source, (documents, _) in self.kept.items() if not documents]
+        if not emptied:
+            return
+        first = emptied[0]
+        rows = [
+            (why, name, detail)
+            for name, source, why, detail in zip(*self.removed.values(), strict=True)
+            if source == first or len(emptied) == len(self.kept)
+        ]
+        counts = Counter(why for why, _, _ in rows).most_common(5)
+        reasons = ", ".join(f"{n:,} {why}" for why, n in counts) or "none came in"
+        if len(emptied) == len(self.kept):
+            raise UserError(
+                f"The filter removed every document ({reasons}): choose other [filter] rules for these sources, "
+                'or loosen [filter.thresholds]. For source code, rules = { NAME = ["code"] }.'
+            )
+        if counts and counts[0][0] in COPIES:
+            copy = next(f"{name} is a copy of {detail}" for why, name, detail in rows if why == counts[0][0])
+            advice = f"{copy}. Leave the source out, or give it texts of its own"
+        else:
+            advice = f'choose other [filter] rules for it, rules = {{ {first} = [...], "*" = [...] }}, or leave it out'
+        raise UserError(f"The filter removed every document of the source {first!r} ({reasons}): {advice}.")
 
     def write(self, path: Path) -> None:
         import pyarrow as pa
@@ -287,4 +307,4 @@ def gist(config: FilterConfig) -> str:
     return ", ".join(sorted({name for names in chosen for name in names}))
 
 
-STAGE = Stage("filter", "documents", 1, FilterConfig, run, FilterSummary, gist=gist)
+STAGE = Stage("filter", "documents", 2, FilterConfig, run, FilterSummary, gist=gist)

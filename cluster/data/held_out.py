@@ -9,12 +9,30 @@ has a salt of its own, so that what one use holds out says nothing of another's.
 from __future__ import annotations
 
 import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 
 def text_hash(text: str | bytes, salt: str) -> int:
     """A 64-bit hash of a text, uniform and the same in every process."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=salt.encode()).digest(), "little")
+
+
+def question(example: Mapping[str, Any]) -> str:
+    """The identity of what an example asks: who says what up to the answer, and nothing else.
+
+    The order of keys, further keys, a system message, `prompt` for a user's message, and white space are no part of it.
+    """
+    messages = example.get("messages", [{"role": "user", "content": example.get("prompt")}])
+    turns = [
+        {"role": turn["role"], "content": unicodedata.normalize("NFC", " ".join(str(turn["content"]).split()))}
+        for turn in messages
+        if turn["role"] != "system"
+    ]
+    return json.dumps(turns)
 
 
 def threshold(share: float) -> float:

@@ -186,7 +186,10 @@ class Mixture:
 def _check(rows: Mapping[str, int], weights: Mapping[str, float]) -> None:
     unknown, absent = sorted(set(weights) - set(rows)), sorted(set(rows) - set(weights))
     if unknown:
-        raise UserError(f"weights names {unknown}; the tokens have the sources {sorted(rows)}.")
+        raise UserError(
+            f"{unknown} {'has' if len(unknown) == 1 else 'have'} a weight, but the tokens have only the sources "
+            f"{sorted(rows)}."
+        )
     if absent:
         raise UserError(f"weights has nothing for {absent}; give each source a weight, 0 to leave it out.")
     wrong = {s: w for s, w in weights.items() if not 0 <= w < float("inf")}

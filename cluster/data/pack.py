@@ -10,36 +10,35 @@ One set of files for each source and split.
     index.json                      dtype, ids, and the shards of each source and split
 
 A document's bos lets its first token be predicted and its eos its end, so the bits of bos-to-eos code the
-text completely. Whether a document is held out is decided by a hash of its text alone, after the filter:
-copies of a text, also in other sources, are on one side. A source too small for `validation_min_kb` holds out
-its lowest hashes until it has that much, at most half of its texts, and those texts are held out of every other
-source too. Copies within a source count once, for the minimum and for the half.
+text completely. What is held out is decided by cluster/data/split.py, by a hash of each text, after the filter. A text
+that is the only one of its source becomes two documents: its beginning is trained on, its end is held out.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.data.held_out import text_hash, threshold
+from cluster.data.held_out import text_hash
 from cluster.data.shards import RowGroup, documents, row_groups
+from cluster.data.split import Split, Wanted, choose, survey_unit
 from cluster.data.streaming import ordered, stop_check
 from cluster.data.summaries import TokensSummary
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 
 if TYPE_CHECKING:
     from cluster.store.artifact import Artifact
 
 SPLITS = ("train", "validation")
-SALT = "validation"
 
 
 class PackConfig(BaseModel):
@@ -51,6 +50,10 @@ class PackConfig(BaseModel):
     validation_min_kb: float = Field(64.0, ge=0, description="text held out of a source, at least, if it has twice it")
     shard_mb: float = Field(256.0, gt=0, description="size of a token file")
 
+    @property
+    def validation(self) -> Wanted:
+        return Wanted(self.validation_fraction, self.validation_min_kb)
+
 
 def run_pack(ws: Workspace) -> TokensSummary:
     """Tokenize all documents on Ray and write them in their order."""
@@ -59,24 +62,25 @@ def run_pack(ws: Workspace) -> TokensSummary:
     units = row_groups(artifact.path())
     check = stop_check(ws)
     surveys = []
-    for survey in ordered(survey_unit, units, artifact, config, check=check):
+    for survey in ordered(survey_unit, units, artifact, config.validation, check=check):
         surveys.append(survey)
         ws.progress(0.1 * len(surveys), len(units), "held-out split")
-    held_out = held_out_hashes(surveys, config)
+    split = choose(surveys, config.validation)
     sources = sorted({source for survey in surveys for source in survey})
     dtype = token_type(tokenizer)
     writers = {
-        (split, source): SplitWriter(ws.out, f"{split}-{name}", dtype, int(config.shard_mb * 1e6))
+        (part, source): SplitWriter(ws.out, f"{part}-{name}", dtype, int(config.shard_mb * 1e6))
         for source, name in file_names(sources).items()
-        for split in SPLITS
+        for part in SPLITS
     }
-    encoded = ordered(encode_unit, units, artifact, tokenizer, held_out, check=check)
+    encoded = ordered(encode_unit, units, artifact, tokenizer, split, check=check)
     for done, parts in enumerate(encoded, start=1):
         for key, part in parts.items():
             writers[key].write(part)
         tokens = sum(w.tokens for w in writers.values())
         ws.progress(0.1 * len(units) + 0.9 * done, len(units), f"{tokens / 1e6:.1f}M tokens")
-    splits = {s: {split: writers[split, s].close() for split in SPLITS} for s in sources}
+    splits = {s: {name: writers[name, s].close() for name in SPLITS} for s in sources}
+    _check(splits)
     index = {
         "format": 1,
         "dtype": dtype.str,
@@ -87,65 +91,26 @@ def run_pack(ws: Workspace) -> TokensSummary:
         "sources": splits,
     }
     (ws.out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return summarise(splits)
+    return summarise(splits, [s for s in sorted(split.cut) if splits[s]["validation"]["documents"]])
 
 
-def summarise(splits: dict) -> TokensSummary:
-    """Counts of each source and split, and of all."""
+def _check(splits: dict) -> None:
+    """Raises UserError where a source has documents and none of them is left to train on."""
+    for source, parts in splits.items():
+        if not parts["train"]["documents"] and (held := parts["validation"]["documents"]):
+            raise UserError(
+                f"Source {source!r} has nothing to train on: its {held:,} documents are all held out, because other "
+                "sources hold out the same texts. Leave the source out, or give it texts of its own."
+            )
+
+
+def summarise(splits: dict, cut: Sequence[str] = ()) -> TokensSummary:
+    """Counts of each source and split, and of all; `cut` are the sources whose only text was cut in two."""
     counted = ("documents", "tokens", "bytes")
     sources = {s: {split: {k: parts[split][k] for k in counted} for split in SPLITS} for s, parts in splits.items()}
     total = {k: sum(parts["train"][k] for parts in sources.values()) for k in counted}
     held = {f"validation_{k}": sum(parts["validation"][k] for parts in sources.values()) for k in counted}
-    return TokensSummary(**total, **held, sources=sources)
-
-
-class Survey(NamedTuple):
-    """What the split needs to know of one source in one row group: its texts, each once, by their hashes."""
-
-    hashes: np.ndarray  # uint64, ascending: the lowest, as many as can matter
-    bytes: np.ndarray  # int64, of the texts of `hashes`
-
-
-def survey_unit(unit: RowGroup, artifact: Artifact, config: PackConfig) -> dict[str, Survey]:
-    found: dict[str, list[tuple[int, int]]] = {}
-    for source, text in documents(artifact, unit):
-        data = text.encode()
-        found.setdefault(source, []).append((text_hash(data, SALT), len(data)))
-    return {source: survey(pairs, config) for source, pairs in found.items()}
-
-
-def survey(pairs: list[tuple[int, int]], config: PackConfig) -> Survey:
-    """The survey of (hash, bytes) pairs."""
-    hashes, first = np.unique(np.array([h for h, _ in pairs], dtype=np.uint64), return_index=True)
-    sizes = np.array([b for _, b in pairs], dtype=np.int64)[first]
-    # n texts that differ have n - 1 bytes or more, so no more than this are held out for the minimum; where there are
-    # twice as many, the half doesn't bind.
-    most = math.ceil(config.validation_min_kb * 1000) + 1
-    keep = max(_below(hashes, config.validation_fraction), 2 * most)
-    return Survey(hashes[:keep], sizes[:keep])
-
-
-def held_out_hashes(surveys: list[dict[str, Survey]], config: PackConfig) -> np.ndarray:
-    """The hashes of all held-out texts, uint64, ascending."""
-    chosen = [np.zeros(0, dtype=np.uint64)]
-    for source in sorted({s for survey in surveys for s in survey}):
-        parts = [s[source] for s in surveys if source in s]
-        hashes, first = np.unique(np.concatenate([p.hashes for p in parts]), return_index=True)
-        sizes = np.concatenate([p.bytes for p in parts])[first]
-        least = min(_reaching(sizes, config.validation_min_kb), len(hashes) // 2)
-        chosen.append(hashes[: max(_below(hashes, config.validation_fraction), least)])
-    return np.unique(np.concatenate(chosen))
-
-
-def _below(hashes: np.ndarray, fraction: float) -> int:
-    return int(np.searchsorted(hashes, np.uint64(threshold(fraction))))
-
-
-def _reaching(sizes: np.ndarray, kb: float) -> int:
-    """How many of `sizes`, from the first, it takes to reach `kb`."""
-    if kb <= 0:
-        return 0
-    return min(int(np.searchsorted(np.cumsum(sizes), kb * 1000)) + 1, len(sizes))
+    return TokensSummary(**total, **held, sources=sources, cut=cut)
 
 
 @dataclass
@@ -162,20 +127,18 @@ def token_type(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
-def encode_unit(
-    unit: RowGroup, artifact: Artifact, tokenizer: Tokenizer, held_out: np.ndarray
-) -> dict[tuple[str, str], Part]:
+def encode_unit(unit: RowGroup, artifact: Artifact, tokenizer: Tokenizer, split: Split) -> dict[tuple[str, str], Part]:
     """One row group's documents as ids, by (split, source), in their order."""
     dtype = token_type(tokenizer)
     ids: dict[tuple[str, str], list[np.ndarray]] = {}
     sizes: dict[tuple[str, str], list[int]] = {}
     for source, text in documents(artifact, unit):
         data = text.encode()
-        h = np.uint64(text_hash(data, SALT))
-        at = int(np.searchsorted(held_out, h))
-        key = ("validation" if at < len(held_out) and held_out[at] == h else "train", source)
-        ids.setdefault(key, []).append(np.array(tokenizer.encode(text, bos=True, eos=True), dtype=dtype))
-        sizes.setdefault(key, []).append(len(data))
+        for key, part in zip(SPLITS, split.parts(data), strict=True):
+            if part:
+                tokens = tokenizer.encode(text if part is data else part.decode(), bos=True, eos=True)
+                ids.setdefault((key, source), []).append(np.array(tokens, dtype=dtype))
+                sizes.setdefault((key, source), []).append(len(part))
     return {
         key: Part(
             np.concatenate(arrays),
@@ -258,4 +221,4 @@ class SplitWriter:
         self._lengths, self._sizes, self._open = [], [], 0
 
 
-STAGE = Stage("pack", "tokens", 1, PackConfig, run_pack, TokensSummary)
+STAGE = Stage("pack", "tokens", 2, PackConfig, run_pack, TokensSummary)

@@ -55,10 +55,27 @@ class DocumentsSummary(Summary):
 
 @dataclass(frozen=True)
 class CorpusSummary(DocumentsSummary):
+    """`passed_over` has the files and folders that were not read, by reason, as source/name."""
+
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def lost(self) -> tuple[str, Mapping[str, int]]:
         return "quarantined", self.quarantined
+
+    def words(self) -> str:
+        if not self.passed_over:
+            return super().words()
+        named = "; ".join(
+            f"{reason} {count(len(names))}: {names[0]}" + (", …" if len(names) > 1 else "")
+            for reason, names in self.passed_over.items()
+        )
+        return f"{super().words()}, {count(sum(map(len, self.passed_over.values())))} passed over ({named})"
+
+    def report(self, artifact: Artifact) -> Sequence[Block]:
+        rows = [[reason, str(len(names)), ", ".join(names[:20])] for reason, names in self.passed_over.items()]
+        table = [Table("Passed over, by reason", ["reason", "files and folders", "such as"], rows)] if rows else []
+        return [*super().report(artifact), *table]
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,12 @@ class TokensSummary(Summary):
     validation_tokens: int = 0
     validation_bytes: int = 0
     sources: Mapping[str, Any] = field(default_factory=dict)
+    cut: Sequence[str] = ()  # the sources whose only text was cut: its end is held out
 
     def words(self) -> str:
-        return f"{count(self.tokens)} tokens"
+        words = [f"{count(self.tokens)} tokens"]
+        if self.cut:
+            words.append(f"of the only text of {', '.join(self.cut)} the end is held out")
+        if bare := [s for s, parts in sorted(self.sources.items()) if not parts["validation"]["documents"]]:
+            words.append(f"nothing is held out of {', '.join(bare)}")
+        return "; ".join(words)

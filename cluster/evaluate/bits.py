@@ -15,7 +15,7 @@ import gzip
 import math
 from typing import TYPE_CHECKING
 
-from cluster.evaluate.summary import BOUND_ERROR
+from cluster.evaluate.summary import BITS, BOUND_ERROR
 
 if TYPE_CHECKING:
     from cluster.evaluate.config import EvaluateConfig
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def summarise(scores: list[dict]) -> dict[str, float]:
     """Bits per byte of each source and over all bytes, for the model and its two baselines."""
     metrics = {}
-    total = sum(s["bytes"] for s in scores)
-    for name in ("bpb", "unigram_bpb", "gzip_bpb"):
+    total = sum(s["bytes"] for s in scores)  # 0 only if nothing was scored
+    for name in BITS:
         for score in scores:
             metrics[f"{name}/{score['source']}"] = score[name]
         if total:
@@ -40,8 +40,14 @@ def summarise(scores: list[dict]) -> dict[str, float]:
     return metrics
 
 
-def score_source(model: Artifact, tokens: Artifact, source: str, config: EvaluateConfig) -> dict:
-    """Bits per byte of one source's held-out documents: the model's, the unigram's, gzip -9's."""
+def not_measured(unscored: list[str], all_: bool) -> dict[str, str]:
+    """Why there are no bits per byte of sources without held-out text, and of the whole if there are no others."""
+    why = {f"{name}/{s}": f"there is no held-out text of the source {s!r}" for s in unscored for name in BITS}
+    return why | (dict.fromkeys(BITS, "there is no held-out text of any source") if all_ else {})
+
+
+def score_source(model: Artifact, tokens: Artifact, source: str, config: EvaluateConfig) -> dict | None:
+    """Bits per byte of one source's held-out documents: the model's, the unigram's, gzip -9's; None if it has none."""
     import numpy as np
     import torch
 
@@ -78,14 +84,16 @@ def score_source(model: Artifact, tokens: Artifact, source: str, config: Evaluat
         nats += math.log(2) * sum(delta_bits(len(ids)) for ids in documents)
     text = b"".join(tokenizer.decode(ids.tolist()).encode() for ids in documents)
     n_bytes = len(text)
-    bits = 1 / (math.log(2) * max(n_bytes, 1))
+    if not n_bytes:
+        return None
+    bits = 1 / (math.log(2) * n_bytes)
     score = {
         "source": source,
         "bytes": n_bytes,
         "tokens": n_tokens,
         "bpb": nats * bits,
         "unigram_bpb": unigram_nats * bits,
-        "gzip_bpb": 8 * len(gzip.compress(text, 9)) / max(n_bytes, 1),
+        "gzip_bpb": 8 * len(gzip.compress(text, 9)) / n_bytes,
     }
     return score if causal else score | {BOUND_ERROR: math.sqrt(variance) * bits}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.data.examples import examples
 from cluster.data.streaming import gather, stop_check
-from cluster.evaluate.bits import bpb_figure, score_source, summarise
+from cluster.evaluate.bits import bpb_figure, not_measured, score_source, summarise
 from cluster.evaluate.check import check_evaluate
 from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.summary import EvaluationSummary
@@ -37,11 +37,14 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
 
     metrics: dict[str, float] = {}
     scores: list[dict] = []
+    unscored: list[str] = []  # sources without held-out text
     samples: list[dict] = []
     calls = [(function, arguments) for _, function, arguments in parts]
     for done, (number, result) in enumerate(gather(calls, check=stop_check(ws)), start=1):
         kind = parts[number][0]
-        if kind == "bpb":
+        if kind == "bpb" and result is None:
+            unscored.append(sources[number])
+        elif kind == "bpb":
             scores.append(result)
         elif kind == "task":
             metrics |= result
@@ -54,8 +57,9 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     ws.events.metrics(0, metrics)
     if samples:
         ws.events.table("samples", ["prompt", "completion"], [[s["prompt"], s["completion"]] for s in samples])
-    bpb_figure(ws, sorted(scores, key=lambda s: s["source"]))
-    return EvaluationSummary(metrics)
+    if scores:
+        bpb_figure(ws, sorted(scores, key=lambda s: s["source"]))
+    return EvaluationSummary(metrics, not_measured(sorted(unscored), all_=not scores))
 
 
 STAGE = Stage(

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from cluster.report import Block, Numbers
+from cluster.release.gate import NOT_MEASURED
+from cluster.report import Block, Numbers, Text
 from cluster.stage import Summary
 
 if TYPE_CHECKING:
@@ -20,20 +21,31 @@ SAMPLES = "samples.json"
 
 @dataclass(frozen=True)
 class EvaluationSummary(Summary):
+    """Flat metrics, and beside them those that there are not, with the reason."""
+
     metrics: Mapping[str, float] = field(default_factory=dict)
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
-        return dict(self.metrics)
+        return dict(self.metrics) | ({NOT_MEASURED: dict(self.not_measured)} if self.not_measured else {})
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        return cls({k: float(v) for k, v in values.items() if isinstance(v, int | float | str)})
+        metrics = {k: float(v) for k, v in values.items() if isinstance(v, int | float | str)}
+        return cls(metrics, values.get(NOT_MEASURED, {}))
 
     def words(self) -> str:
-        return f"{at_most(self.metrics)}{self.metrics['bpb']:.3f} bits per byte" if "bpb" in self.metrics else ""
+        words = [f"{at_most(self.metrics)}{self.metrics['bpb']:.3f} bits per byte"] if "bpb" in self.metrics else []
+        return "; ".join([*words, *self.closing()])
 
     def report(self, artifact: Artifact) -> Sequence[Block]:
-        return [Numbers(self.metrics)]
+        without = [Text(f"{name} was not measured: {why}.") for name, why in self.not_measured.items()]
+        return [Numbers(self.metrics), *without]
+
+    def closing(self) -> Sequence[str]:
+        """A line for each `bpb` that was not measured."""
+        bits = [name for name in self.not_measured if name.partition("/")[0] == BITS[0]]
+        return [f"{name} was not measured: {self.not_measured[name]}" for name in bits]
 
     def sources(self) -> list[str]:
         """The sources whose held-out text was scored."""

@@ -73,7 +73,7 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
     rights, at = [], 0
     for item in items:
         per_byte = [
-            total / max(1, len(choice.encode()))
+            total / len(choice.encode())  # examples.py reads no empty choice
             for total, choice in zip(totals[at : at + len(item["choices"])], item["choices"], strict=True)
         ]
         at += len(item["choices"])

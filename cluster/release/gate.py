@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.errors import UserError, nearest
 
+NOT_MEASURED = "not_measured"  # in an evaluation's summary: {metric: why there is none}
+
 
 class GateMetric(BaseModel):
     """A metric that is compared with the champion's."""
@@ -59,12 +61,17 @@ def judge(
     champion: Mapping[str, float] | None,
     compare: tuple[GateMetric, ...],
     require: tuple[Requirement, ...] = (),
+    not_measured: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Compare a model's metrics with the champion's (None: there is no champion yet).
 
     A metric that the model lacks, or whose value isn't finite, fails. One that only the champion lacks, because
     it was evaluated by another recipe, can't be compared and passes.
+
+    Args:
+        not_measured: why the evaluation lacks a metric, by the metric's name.
     """
+    why = not_measured or {}
     rows: list[dict] = []
     against: list[str] = []
 
@@ -75,7 +82,7 @@ def judge(
 
     for one in compare:
         value, other = metrics.get(one.metric), None if champion is None else champion.get(one.metric)
-        problem, good = _missing(one.metric, value, metrics), ""
+        problem, good = _missing(one.metric, value, metrics, why), ""
         if value is None or problem:
             pass
         elif other is None or not math.isfinite(other):
@@ -96,7 +103,7 @@ def judge(
         row(one.metric, value, other, problem, good)
     for bound in require:
         value = metrics.get(bound.metric)
-        problem = _missing(bound.metric, value, metrics)
+        problem = _missing(bound.metric, value, metrics, why)
         if value is not None and not problem:
             if bound.min is not None and value < bound.min:
                 problem = f"{value:.6g} is below the required {bound.min:g}"
@@ -106,7 +113,9 @@ def judge(
     return Verdict(not against, "; ".join(against) or "all metrics hold", rows)
 
 
-def _missing(name: str, value: float | None, metrics: Mapping[str, float]) -> str:
+def _missing(name: str, value: float | None, metrics: Mapping[str, float], why: Mapping[str, str]) -> str:
+    if value is None and name in why:
+        return f"it was not measured: {why[name]}"
     if value is None:
         close = nearest(name, metrics)
         return "the evaluation has no such metric" + (f"; did you mean {close[0]!r}?" if close else "")

@@ -23,7 +23,7 @@ from cluster.identity import how
 from cluster.registry.names import checked_name
 from cluster.registry.promote import alone, champion_of, promote
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
-from cluster.release.gate import GateMetric, Requirement, Verdict, judge
+from cluster.release.gate import NOT_MEASURED, GateMetric, Requirement, Verdict, judge
 from cluster.release.package import count_parameters, register
 from cluster.release.summary import ReleaseSummary
 from cluster.stage import Stage, Workspace
@@ -78,7 +78,8 @@ def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> ReleaseSumma
         ws.progress(0, 3, "registering")
         version = _register(ws, client, registry, metrics)
     ws.progress(1, 3, f"version {version.version}")
-    verdict = _judge_and_promote(client, registry, version, config, metrics)
+    why = ws.inputs["evaluation"].summary.get(NOT_MEASURED, {})
+    verdict = _judge_and_promote(client, registry, version, config, metrics, why)
     ws.progress(2, 3, "passed" if verdict.passed else "failed")
     _describe(client, version, ws, metrics, verdict)
     final = registry.get(version.uri)
@@ -162,6 +163,7 @@ def _judge_and_promote(
     version: Version,
     config: ReleaseConfig,
     metrics: dict[str, float],
+    why: dict[str, str],
 ) -> Verdict:
     """Set the aliases that the version has earned, and read back that they are there.
 
@@ -174,7 +176,7 @@ def _judge_and_promote(
         champion = champion_of(registry, version.name)
         if champion is not None and champion.version == version.version:  # an earlier attempt had come this far
             return Verdict(True, version.reason or "it is the champion", _json_rows(version))
-        verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require)
+        verdict = judge(metrics, champion.metrics if champion else None, config.metrics, config.require, why)
         tags = {"gate": "passed" if verdict.passed else "failed", "gate.reason": verdict.reason}
         tags["gate.rows"] = json.dumps(verdict.rows)
         tags["gate.against"] = champion.uri if champion else ""

@@ -2,22 +2,25 @@
 
     expand("web/*.jsonl.gz")   expand("s3://bucket/web/")   expand("s3://bucket/web/**/*.parquet")
 
-The digest of a source is that of its files' names and contents (size and ETag on S3), wherever they lie.
+The digest of a source is that of its files' names and contents (size and ETag on S3), wherever they lie. Of a folder or
+a pattern, what is no data or can't be read is passed over, see cluster/store/walk.py; a path of one file is that file.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import re
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
-from cluster.errors import UserError
+from cluster.errors import UserError, named_by_a_person
 from cluster.identity import canonical_json
 from cluster.store.digest import remembered_sha256
+from cluster.store.walk import Passed, beside_data, walk
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -32,6 +35,13 @@ class SourceFile:
     etag: str
 
 
+class Found(NamedTuple):
+    """What a source's path means: its files, and what was passed over, both in the order of their names."""
+
+    files: list[SourceFile]
+    passed: list[Passed]
+
+
 def expand(url: str | Path) -> list[SourceFile]:
     """The files that a path, a folder, a glob (`**` too) or an s3:// URL means, in the order of their names.
 
@@ -39,12 +49,16 @@ def expand(url: str | Path) -> list[SourceFile]:
     matches.
 
     Raises:
-        ValueError: another scheme.
+        UserError: another scheme; a path of something that isn't a file, or may not be read.
     """
+    return look(url).files
+
+
+def look(url: str | Path) -> Found:
+    """As `expand`, and what is passed over."""
     text = str(url)
-    if text.startswith("s3://"):
-        return _expand_s3(text)
-    return _expand_local(_local(text))
+    files, passed = _look_s3(text) if text.startswith("s3://") else _look_local(_local(text))
+    return Found(sorted(files, key=lambda f: f.name), sorted(passed))
 
 
 def open_binary(url: str | Path) -> BinaryIO:
@@ -71,9 +85,16 @@ def digest_source(url: str | Path) -> str:
     files = expand(text)
     if not files:
         raise UserError(f"Nothing is at {text!r}: give a file, a folder, a glob or s3://bucket/prefix.")
-    if text.startswith("s3://"):
+    return digest_files(files)
+
+
+def digest_files(files: Sequence[SourceFile]) -> str:
+    """A digest of these files' names and contents."""
+    if files and files[0].url.startswith("s3://"):
         return _digest([[f.name, f.size, f.etag] for f in files])
-    return _digest([[f.name, d] for f, d in zip(files, remembered_sha256(Path(f.url) for f in files), strict=True)])
+    with named_by_a_person(""):
+        digests = remembered_sha256(Path(f.url) for f in files)
+    return _digest([[f.name, d] for f, d in zip(files, digests, strict=True)])
 
 
 def _digest(value: object) -> str:
@@ -87,24 +108,57 @@ def _local(text: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _expand_local(path: str) -> list[SourceFile]:
-    base = path
-    if Path(path).is_file():
-        base, found = str(Path(path).parent), [path]
-    elif Path(path).is_dir():
-        found = [f"{d}/{f}" for d, _, files in os.walk(path) for f in files]
-    else:
-        base = _before_wildcard(path)
-        found = [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]  # noqa: PTH207 (a whole pattern)
-    files = []
-    for file in found:
-        stat = Path(file).stat()
-        name = os.path.relpath(file, base).replace(os.sep, "/")
-        files.append(SourceFile(file, name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}"))
-    return sorted(files, key=lambda f: f.name)
+def _look_local(path: str) -> Found:
+    if Path(path).is_dir():
+        return _below(path, lambda name: True)
+    if os.path.lexists(path):
+        return Found([_one(path)], [])
+    base = _before_wildcard(path)
+    if not _MAGIC.search(path) or not Path(base or "/").is_dir():
+        return Found([], [])
+    relative = path[len(base) :].lstrip("/")
+    matches = _pattern(relative).fullmatch
+    depth = None if "**" in relative.split("/") else relative.count("/") + 1
+    return _below(base or "/", lambda name: bool(matches(name)), depth)
 
 
-def _expand_s3(url: str) -> list[SourceFile]:
+def _below(folder: str, wanted: Callable[[str], bool], depth: int | None = None) -> Found:
+    with named_by_a_person(folder):
+        found = walk(folder, depth)
+    files = [
+        SourceFile(f"{folder.rstrip('/')}/{name}", name, info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
+        for name, info in found.files
+        if wanted(name)
+    ]
+    return Found(files, [one for one in found.passed if wanted(one.name) or one.name.endswith("/")])
+
+
+def _one(path: str) -> SourceFile:
+    """The file at a path that a person named.
+
+    Raises:
+        UserError: it is a link to nothing, a named pipe or the like, or may not be read.
+    """
+    try:
+        info = Path(path).stat()
+    except OSError as error:
+        to = f" It is a link to {str(Path(path).readlink())!r}." if Path(path).is_symlink() else ""
+        raise UserError(f"{path}: {error.strerror}.{to}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(
+            f"{path} is {_kind(info.st_mode)}, which can be read once only and may never end; a source is read several "
+            "times: save it to a file, and give that."
+        )
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: Permission denied.")
+    return SourceFile(path, Path(path).name, info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
+
+
+def _kind(mode: int) -> str:
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _look_s3(url: str) -> Found:
     from cluster.store.s3_client import list_objects, split_url
 
     bucket, key = split_url(url)
@@ -118,10 +172,14 @@ def _expand_s3(url: str) -> list[SourceFile]:
     else:
         base = key.rstrip("/")
         found = [o for o in list_objects(bucket, base + "/" if base else "") if not o.key.endswith("/")]
-    files = [
-        SourceFile(f"s3://{bucket}/{o.key}", o.key[len(base) :].lstrip("/"), o.size, o.etag.strip('"')) for o in found
-    ]
-    return sorted(files, key=lambda f: f.name)
+    files, passed = [], []
+    for one in found:
+        name = one.key[len(base) :].lstrip("/")
+        if not exact and (reason := beside_data(name)):
+            passed.append(Passed(name, reason))
+        else:
+            files.append(SourceFile(f"s3://{bucket}/{one.key}", name, one.size, one.etag.strip('"')))
+    return Found(files, passed)
 
 
 def _before_wildcard(path: str) -> str:

@@ -382,3 +382,16 @@ def test_things_that_are_wrong_side_by_side_are_all_shown(folder: Path) -> None:
     assert [p.key for p in caught.value.problems] == [
         "seed", "sources.t.path", "sources.1.name", "sources.1.path", "cluster.workers",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weights", "key", "words"),
+    [
+        ("{wbe=2,web=1,code=0}", "extend.weights.wbe", "Did you mean web?"),
+        ("{web=2}", "extend.weights", "0 to leave it out; there is none for code."),
+    ],
+)
+def test_the_weights_of_a_longer_context_are_of_the_sources(folder: Path, weights: str, key: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        real(REAL + "[extend]\nmax_seq_len = 4096\n", f"extend.weights={weights}")
+    assert f"{key}  (--set extend.weights={weights})" in str(caught.value) and words in str(caught.value)

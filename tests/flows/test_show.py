@@ -78,9 +78,12 @@ def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        ("corpus", {"documents": 1, "bytes": 2, "shards": 1, "sources": {}, "quarantined": {"empty": 2}}),
+        ("corpus", {"documents": 1, "bytes": 2, "shards": 1, "sources": {}, "quarantined": {"empty": 2},
+                    "passed_over": {"hidden": ["web/.DS_Store"]}}),
         ("evaluation", {"bpb": 1.25, "task/accuracy": 0.5}),
-        ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "too_long": 0, "reward_before": 0.0,
+        ("evaluation", {"bpb": 1.25, "not_measured": {"bpb/code": "there is no held-out text"}}),
+        ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "too_long": 0,
+                  "reward_before": 0.0,
                   "reward_after": 1.0}),
     ],
 )  # fmt: skip

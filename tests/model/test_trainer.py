@@ -1,6 +1,7 @@
 """The loop: one result whatever the micro-batches, the workers and the interruptions."""
 
 import json
+import math
 import time
 from dataclasses import replace
 
@@ -196,6 +197,21 @@ def test_extras_are_means_over_valid_tokens_whatever_the_micro_batch():
         train(lively(SHAPES["llama"]), batches, config, objective=objective, on_step=reports.append)
         valid = int((batches(0).targets_BT != IGNORE).sum())
         assert reports[0].extras == {"ones": pytest.approx(ROWS * 8 / valid)}
+
+
+def test_a_step_without_a_valid_token_has_no_loss_and_changes_nothing_for_the_next():
+    def objective(model, batch):
+        loss, valid, extras = next_token(model, batch)
+        return loss, valid, {**extras, "ones": torch.ones(())}
+
+    def with_gap(step: int) -> Batch:
+        batch = batches(step)
+        return batch._replace(targets_BT=torch.full_like(batch.targets_BT, IGNORE)) if step == 1 else batch
+
+    reports: list[StepReport] = []
+    train(lively(SHAPES["llama"]), with_gap, CONFIG, objective=objective, on_step=reports.append)
+    assert [math.isnan(r.loss) for r in reports] == [step == 1 for step in range(6)]
+    assert math.isnan(reports[1].extras["ones"]) and all(math.isfinite(r.grad_norm) for r in reports)
 
 
 def test_the_mfu_counts_the_flops_of_the_count_module():

@@ -12,7 +12,6 @@ one that a model's context doesn't hold (lengths.py).
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +98,10 @@ def _checked(where: str, example: Example, *checks: Check | None) -> None:
 
 
 def _records(url: str) -> Iterator[tuple[str, Example]]:
-    """(file:line, object) for each line of each file; empty lines are passed over."""
-    from cluster.data.readers.reading import Chunks, kind_of, lines
+    """(file:line, object) for each line of each file, or each element of an array; empty lines are passed over."""
+    from cluster.data.readers.chunks import Chunks
+    from cluster.data.readers.json_values import BOM, parse, values
+    from cluster.data.readers.reading import kind_of
     from cluster.store.source import expand, open_binary
 
     files = expand(url)
@@ -108,15 +109,15 @@ def _records(url: str) -> Iterator[tuple[str, Example]]:
         raise UserError(f"{url}: no such file. Give a JSON-lines file, a glob, s3://… or generated://…")
     for file in files:
         with open_binary(file.url) as stream:
-            for line in lines(Chunks(stream, kind_of(file.name)[1]), MAX_LINE):
+            for line in values(Chunks(stream, kind_of(file.name)[1]), MAX_LINE):
                 where = f"{file.url}:{line.number}"
                 if line.problem:
                     raise UserError(f"{where}: the line can't be read: {line.problem.replace('_', ' ')}.")
                 if not line.data.strip():
                     continue
                 try:
-                    example = json.loads(line.data)
-                except ValueError as error:
+                    example = parse(line.data.removeprefix(BOM))
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{where}: no JSON object: {error}.") from None
                 if not isinstance(example, dict):
                     raise UserError(f"{where}: must be a JSON object, not {line.data[:60]!r}.")

@@ -7,8 +7,10 @@ import re
 from pydantic import Field
 
 from cluster.data.filters.contract import Filter, Thresholds, Verdict
+from cluster.data.filters.fold import fold
+from cluster.data.filters.measures import Counted
 
-_C4_ENDS = (".", "?", "!", '"', "'")
+_C4_ENDS = (".", "?", "!", '"', "'")  # of a folded line: of any script
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICY = (
     "terms of use",
@@ -18,7 +20,7 @@ _POLICY = (
     "use of cookies",
     "use cookies",
 )
-_SENTENCE = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)")
+_SENTENCE = re.compile("[.!?…]+[\"')\\]”’»]*(?=\\s|$)|[。！？｡۔।॥။]+")
 
 
 class C4Thresholds(Thresholds):
@@ -53,11 +55,12 @@ class C4(Filter[C4Thresholds]):
         kept, sentences = [], 0
         for line in text.split("\n"):
             line = (_CITATION.sub("", line) if rules.remove_citations else line).strip()
-            words, low = line.split(), line.lower()
+            plain = fold(line).rstrip()
+            words, low = plain.split(), plain.lower()
             if (
-                len(words) < rules.min_words_in_line
-                or any(len(word) > rules.max_word_length for word in words)
-                or (rules.require_end_punctuation and (not line.endswith(_C4_ENDS) or line.endswith("...")))
+                (len(words) < rules.min_words_in_line and _words(line) < rules.min_words_in_line)
+                or (any(len(word) > rules.max_word_length for word in words) and _has_long(line, rules.max_word_length))
+                or (rules.require_end_punctuation and (not plain.endswith(_C4_ENDS) or line.endswith(("...", "…"))))
                 or (rules.no_javascript and "javascript" in low)
                 or (rules.no_policy and any(policy in low for policy in _POLICY))
             ):
@@ -67,3 +70,13 @@ class C4(Filter[C4Thresholds]):
         if sentences < rules.min_sentences:
             return Verdict(text, "c4.min_sentences", f"{sentences} < {rules.min_sentences}")
         return Verdict("\n".join(kept), None, "")
+
+
+def _words(line: str) -> int:
+    return int(Counted([line]).total()[0])
+
+
+def _has_long(line: str, most: int) -> bool:
+    """Whether a word of a script with spaces has more than so many characters."""
+    counted = Counted([line])
+    return bool((counted.words.lengths[counted.spaced] > most).any())

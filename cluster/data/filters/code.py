@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from cluster.data.filters.contract import Check, Filter, Thresholds
+from cluster.data.filters.fold import fold
 from cluster.data.filters.measures import array, per_document, share
 from cluster.data.filters.words import LETTER, SOLID, Words
 
@@ -37,7 +38,7 @@ class Code(Filter[CodeThresholds]):
         yield Check("max_line_length", longest, rules.max_line_length, False)
         mean = share(array([sum(map(len, one)) for one in lines]), count)
         yield Check("max_mean_line_length", mean, rules.max_mean_line_length, False)
-        whole = Words(texts, SOLID)
+        whole = Words([fold(text) for text in texts], SOLID)
         letters = share(per_document(whole, whole.count(LETTER)), np.diff(whole.offsets) - 1)
         yield Check("min_alphabetic", letters, rules.min_alphabetic, True)
         if not rules.allow_generated:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.data.filters.fold import compared
 from cluster.data.filters.words import U64, WORD, Words, batches, mix
 
 NEVER = np.uint32(0xFFFFFFFF)
@@ -70,9 +71,9 @@ class MinHash:
 def shingles(texts: list[str], ngram: int) -> tuple[U64, NDArray[np.int64]]:
     """(hashes, first): text d's shingles are hashes[first[d]:first[d + 1]]; a shorter text is one shingle.
 
-    Words are runs of letters, digits and `_` in lower case, so that spacing and punctuation don't count.
+    Words are runs of letters, digits and `_` in lower case, so that spacing, punctuation and typography don't count.
     """
-    words = Words([text.lower() for text in texts], WORD, split_cjk=True)
+    words = Words([compared(text) for text in texts], WORD, split_unspaced=True)
     values, at = words.ngrams(ngram)
     counts = np.maximum(words.counts - (ngram - 1), 0)
     short = np.flatnonzero((counts == 0) & (words.counts > 0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from cluster.data.filters.contract import Check, Filter, Thresholds
-from cluster.data.filters.measures import array, repeats, share
+from cluster.data.filters.measures import Counted, array, repeats, share
 
 _END_MARKS = (".", "!", "?", "。", "！", "？", "؟", "۔", "।", "॥", "…")
 
@@ -37,5 +37,5 @@ class FineWeb(Filter[FineWebThresholds]):
         size = array([len(text) for text in texts]) - newlines
         again = array([repeats(one)[1] for one in lines])
         yield Check("max_duplicate_line_chars", share(again, size), rules.max_duplicate_line_chars, False)
-        words = array([len(text.split()) for text in texts])
+        words = Counted(texts).total()
         yield Check("max_newlines_to_words", share(newlines, words), rules.max_newlines_to_words, False)

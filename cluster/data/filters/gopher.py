@@ -1,7 +1,7 @@
 """Gopher's filters (Rae et al. 2021, Table A1 and appendix A.1.1): quality, and repetition.
 
 Words are what stands between white space, as in the paper and in Dolma; datatrove, whose counting of repetition is
-followed otherwise, splits punctuation off.
+followed otherwise, splits punctuation off. Of scripts without spaces see measures.Counted; their words have no length.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cluster.data.filters.contract import Check, Filter, Thresholds
-from cluster.data.filters.measures import array, per_document, repeats, share
-from cluster.data.filters.words import ALNUM, LETTER, SOLID, Words
+from cluster.data.filters.fold import fold
+from cluster.data.filters.measures import Counted, array, per_document, repeats, share
+from cluster.data.filters.words import LETTER, SOLID, Words
 
 
 class GopherQualityThresholds(Thresholds):
@@ -56,25 +57,28 @@ class GopherQuality(Filter[GopherQualityThresholds]):
 
     def checks(self, texts: list[str]) -> Iterator[Check]:
         rules = self.thresholds
-        words = Words(texts, SOLID)
-        real = words.count(ALNUM) > 0
-        n_real = per_document(words, real)
+        counted = Counted(texts)
+        words, count_all = counted.words, counted.total()
+        n_real = counted.total(counted.real)
         yield Check("min_words", n_real, rules.min_words, True)
         yield Check("max_words", n_real, rules.max_words, False)
-        length = share(per_document(words, np.where(real, words.lengths, 0)), n_real)
+        spaced = counted.real & counted.spaced
+        n_spaced = per_document(words, spaced)
+        length = share(per_document(words, np.where(spaced, words.lengths, 0)), n_spaced)
+        length[2 * n_spaced < n_real] = np.nan  # of a script without spaces: no word's length can be told
         yield Check("min_mean_word_length", length, rules.min_mean_word_length, True)
         yield Check("max_mean_word_length", length, rules.max_mean_word_length, False)
         hashes = array([text.count("#") for text in texts])
-        yield Check("max_hash_to_words", share(hashes, words.counts), rules.max_hash_to_words, False)
+        yield Check("max_hash_to_words", share(hashes, count_all), rules.max_hash_to_words, False)
         ellipses = array([text.count("...") + text.count("…") for text in texts])
-        yield Check("max_ellipsis_to_words", share(ellipses, words.counts), rules.max_ellipsis_to_words, False)
+        yield Check("max_ellipsis_to_words", share(ellipses, count_all), rules.max_ellipsis_to_words, False)
         lines = [[line for line in text.split("\n") if line and not line.isspace()] for text in texts]
         count = array([len(one) for one in lines])
         bullets = array([sum(line.lstrip().startswith(_BULLETS) for line in one) for one in lines])
         yield Check("max_bullet_lines", share(bullets, count), rules.max_bullet_lines, False)
         ends = array([sum(line.rstrip().endswith(("...", "…")) for line in one) for one in lines])
         yield Check("max_ellipsis_lines", share(ends, count), rules.max_ellipsis_lines, False)
-        letters = share(per_document(words, words.count(LETTER) > 0), words.counts)
+        letters = share(counted.total(words.count(LETTER) > 0), count_all)
         yield Check("min_words_with_letter", letters, rules.min_words_with_letter, True)
         stop = array([_stop_words(text, rules.min_stop_words) for text in texts])
         yield Check("min_stop_words", stop, rules.min_stop_words, True)
@@ -107,7 +111,7 @@ class GopherRepetition(Filter[GopherRepetitionThresholds]):
         yield Check("max_duplicate_lines", part, rules.max_duplicate_lines, False)
         chars = share(array([chars for _, chars, _ in lines]), size)
         yield Check("max_duplicate_line_chars", chars, rules.max_duplicate_line_chars, False)
-        ngrams = _Ngrams(Words(texts, SOLID))
+        ngrams = _Ngrams(Words([fold(text) for text in texts], SOLID))
         for n, bound in rules.max_top_ngram_chars.items():
             yield Check(f"max_top_{n}gram_chars", share(ngrams.top_chars(n), size), bound, False)
         for n, bound in rules.max_duplicate_ngram_chars.items():

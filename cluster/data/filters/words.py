@@ -21,7 +21,7 @@ _C1, _C2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 
 _BYTES = np.arange(256)
 _ALNUM = np.array([chr(b).isalnum() and b < 128 for b in range(256)])
-HIGH = _BYTES >= 0x80  # bytes of characters beyond ASCII count as letters
+HIGH = _BYTES >= 0x80  # bytes of letters beyond ASCII, of a text that is folded (fold.py)
 LETTER = HIGH | np.array([chr(b).isalpha() and b < 128 for b in range(256)])
 ALNUM = HIGH | _ALNUM
 WORD = ALNUM | (ord("_") == _BYTES)  # runs of these are words for comparing texts
@@ -43,7 +43,7 @@ class Words:
     Args:
         texts: n documents.
         table: (256,) bool, which bytes belong to words.
-        split_cjk: each Chinese character or kana is a word of its own, as such texts have no spaces.
+        split_unspaced: each letter of Chinese, Japanese, Thai, Khmer and the like is a word, as they have no spaces.
 
     Attributes:
         buffer: (bytes,) uint8, all texts with a space after each.
@@ -52,7 +52,7 @@ class Words:
         first: (n + 1,) the words of text d are first[d]:first[d + 1].
     """
 
-    def __init__(self, texts: list[str], table: NDArray[np.bool_], split_cjk: bool = False):
+    def __init__(self, texts: list[str], table: NDArray[np.bool_], split_unspaced: bool = False):
         encoded = [text.encode("utf-8", "replace") for text in texts]
         self.buffer = np.frombuffer(b" ".join([*encoded, b""]), np.uint8)
         self.offsets = np.zeros(len(texts) + 1, np.int64)
@@ -62,16 +62,28 @@ class Words:
         if inside.size and inside[0]:
             edges = np.concatenate([[0], edges])
         self.start, self.stop = edges[0::2], edges[1::2]  # the buffer ends outside a word
-        if split_cjk:
-            self._split_cjk(inside)
+        if split_unspaced:
+            self._split_unspaced(inside)
         self.first = np.searchsorted(self.start, self.offsets)
 
-    def _split_cjk(self, inside: NDArray[np.bool_]) -> None:
-        lead = (self.buffer >= 0xE3) & (self.buffer <= 0xE9) & inside  # U+3000 … U+9FFF, three bytes each
-        if not lead.any():
+    def _split_unspaced(self, inside: NDArray[np.bool_]) -> None:
+        lead = self.buffer >= 0xE0
+        lead &= (self.buffer <= 0xE9) | (self.buffer == 0xF0)
+        at = np.flatnonzero(lead & inside)
+        if not len(at):
             return
-        at = np.flatnonzero(lead)
-        after = at + 3
+        first, second = self.buffer[at], self.buffer[at + 1]
+        at = at[
+            ((first >= 0xE3) & (first <= 0xE9))  # U+3000 … U+9FFF: kana, Han
+            | ((first == 0xE0) & (second >= 0xB8))  # U+0E00 … U+0FFF: Thai, Lao, Tibetan
+            | (
+                (first == 0xE1) & (((second >= 0x80) & (second <= 0x82)) | (second == 0x9E) | (second == 0x9F))
+            )  # Khmer …
+            | ((first == 0xF0) & (second >= 0xA0) & (second <= 0xBF))  # U+20000 … U+3FFFF: Han
+        ]
+        if not len(at):
+            return
+        after = at + np.where(self.buffer[at] == 0xF0, 4, 3)
         cuts = np.concatenate([self.start, at, after[inside[np.minimum(after, inside.size - 1)]]])
         start = np.unique(cuts)
         run = np.searchsorted(self.start, start, "right") - 1

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.readers import installed, reading
+from cluster.data.readers.chunks import Chunks
 from cluster.errors import UserError
 from cluster.stage import how
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cluster.store.source import SourceFile
+    from cluster.store.walk import Passed
+
 MIN_PART_BYTES, MAX_PART_BYTES, PARTS = 4 << 20, 128 << 20, 64
-_MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata", "_temporary", "__pycache__"})
 TABLE_BYTES = 4 << 20  # text in one table that a worker sends back
 
 
@@ -54,43 +57,52 @@ class Source(BaseModel):
 
 
 class File(NamedTuple):
-    url: str
-    name: str  # relative to the source's path
-    size: int
+    file: SourceFile
     format: reading.Format
     compression: str | None
 
+    @property
+    def name(self) -> str:
+        """Relative to the source's path."""
+        return self.file.name
+
 
 def find_files(source: Source) -> list[File]:
-    """The files of a source, in the order of their names.
+    """The files of a source, in the order of their names. Raises: see `survey_files`."""
+    return survey_files(source)[0]
+
+
+def survey_files(source: Source) -> tuple[list[File], list[Passed]]:
+    """The files of a source and what is passed over there, both in the order of their names.
 
     Raises:
-        ValueError: nothing is there, or nothing of a known format.
+        UserError: nothing is there, or nothing of a known format.
     """
-    from cluster.store.source import expand
+    from cluster.store.source import look
+    from cluster.store.walk import Passed
 
-    entries = expand(source.path)
-    if not entries:
-        raise UserError(f"Source {source.name!r}: nothing matches its path {source.path!r}.")
-    found, unknown = [], []
+    entries, passed = look(source.path)
+    found = []
     for entry in entries:
-        parts = entry.name.split("/")
-        known, compression = reading.kind_of(parts[-1])
+        known, compression = reading.kind_of(entry.name.rpartition("/")[2])
         kind = known if source.format == "auto" else source.format
-        if len(entries) > 1 and any(p.startswith(".") or p in _MARKERS for p in parts):
-            continue  # .git, .DS_Store
         if kind is None:
-            unknown.append(entry.name)
+            passed.append(Passed(entry.name, "unknown_kind"))
         else:
-            found.append(File(entry.url, entry.name, entry.size, kind, compression))
-    if not found:
-        example = f", such as {unknown[0]!r}" if unknown else ""
+            found.append(File(entry, kind, compression))
+    if found:
+        return found, sorted(passed)
+    if unknown := [one.name for one in passed if one.reason == "unknown_kind"]:
         raise UserError(
-            f"Source {source.name!r}: {source.path!r} has no file of a known kind{example}. Known are "
+            f"Source {source.name!r}: {source.path!r} has no file of a known kind, such as {unknown[0]!r}. Known are "
             f"{' '.join(reading.FORMATS)}, each also with .gz or .zst; otherwise set format = "
             '"jsonl", "parquet" or "txt".'
         )
-    return sorted(found, key=lambda file: file.name)
+    if passed:
+        names = ", ".join(f"{one.name} ({one.reason.replace('_', ' ')})" for one in passed[:3])
+        more = ", …" if len(passed) > 3 else ""
+        raise UserError(f"Source {source.name!r}: {source.path!r} has only what is passed over: {names}{more}.")
+    raise UserError(f"Source {source.name!r}: nothing matches its path {source.path!r}.")
 
 
 def plan(source: Source, limit: int) -> list[dict[str, Any]]:
@@ -99,7 +111,7 @@ def plan(source: Source, limit: int) -> list[dict[str, Any]]:
     if source.path.startswith(installed.SCHEME):
         return [{**common, "kind": "installed", **part} for part in installed.plan(source.path)]
     files = find_files(source)
-    target = min(max(sum(f.size for f in files) // PARTS, MIN_PART_BYTES), MAX_PART_BYTES)
+    target = min(max(sum(f.file.size for f in files) // PARTS, MIN_PART_BYTES), MAX_PART_BYTES)
     common |= {"kind": "files", "text_field": source.text_field, "id_field": source.id_field}
     parts: list[dict[str, Any]] = []
     size = target
@@ -107,8 +119,8 @@ def plan(source: Source, limit: int) -> list[dict[str, Any]]:
         if size >= target:
             parts.append({**common, "split": source.split, "files": [], "bytes": 0})
             size = 0
-        size += file.size
-        parts[-1]["files"].append([file.url, file.name, file.format, file.compression])
+        size += file.file.size
+        parts[-1]["files"].append([file.file.url, file.name, file.format, file.compression])
         parts[-1]["bytes"] = size
     return parts
 
@@ -137,7 +149,7 @@ def _read_files(part: dict[str, Any], rows: _Rows) -> Iterator[pa.Table]:
     for url, name, kind, compression in part["files"]:
         before = rows.read
         with closing(open_binary(url)) as stream:
-            chunks = reading.Chunks(stream, compression)
+            chunks = Chunks(stream, compression)
             if kind == "parquet":
                 records = reading.read_parquet(stream, compression, text_field, id_field, limit)
             elif kind == "jsonl":

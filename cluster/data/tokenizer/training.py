@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,7 +35,7 @@ class TokenizerConfig(BaseModel):
     algorithm: Literal["bpe", "unigram"] = "bpe"
     vocab_size: int = Field(4096, ge=RESERVED + 8, le=1 << 20, description="special tokens and bytes included")
     sample_mb: float = Field(20.0, gt=0, le=4096, description="text it is trained on, at most")
-    weights: dict[str, float] = Field(
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description="share of each source in the sample; 1 where not named"
     )
     character_coverage: float = Field(
@@ -70,10 +70,14 @@ def run_tokenizer(ws: Workspace) -> TokenizerSummary:
 def _train_task(config: TokenizerConfig, parts: list[Any]) -> tuple[Tokenizer, dict[str, float], dict[str, int]]:
     """The tokenizer, its bytes per token, and the sample's bytes by source."""
     sample: list[tuple[str, str]] = [document for part in parts for document in unwrap(part)]
-    tokenizer = train([text for _, text in sample], config)
     sizes: dict[str, int] = {}
     for source, text in sample:
         sizes[source] = sizes.get(source, 0) + len(text.encode())
+    try:
+        tokenizer = train([text for _, text in sample], config)
+    except UserError as error:
+        of = ", ".join(f"{size:,} bytes of {source}" for source, size in sorted(sizes.items()))
+        raise UserError(f"{error} The sample is {of}; tokenizer.sample_mb is {config.sample_mb:g}.") from None
     return tokenizer, bytes_per_token(tokenizer, sample), sizes
 
 
@@ -86,10 +90,13 @@ def train(texts: list[str], config: TokenizerConfig) -> Tokenizer:
     import sentencepiece
 
     unigram = config.algorithm == "unigram"
+    given = training_sentences(texts, config)
+    if not any(given):
+        raise UserError("The sample has no text but white space and NULs to train a tokenizer on.")
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(  # type: ignore[attr-defined]
-            sentence_iterator=iter(training_sentences(texts, config)),
+            sentence_iterator=iter(given),
             model_writer=out,
             model_type=config.algorithm,
             vocab_size=config.vocab_size,
@@ -198,7 +205,7 @@ def bytes_per_token(tokenizer: Tokenizer, sample: list[tuple[str, str]]) -> dict
         if text_bytes.get(source, 0) < MEASURED_BYTES:
             text_bytes[source] = text_bytes.get(source, 0) + len(text.encode())
             tokens[source] = tokens.get(source, 0) + len(tokenizer.encode(text))
-    return {s: round(text_bytes[s] / max(tokens[s], 1), 4) for s in sorted(text_bytes)}
+    return {s: round(text_bytes[s] / tokens[s], 4) for s in sorted(text_bytes) if tokens[s]}
 
 
-STAGE = Stage("tokenizer", "tokenizer", 2, TokenizerConfig, run_tokenizer, TokenizerSummary)
+STAGE = Stage("tokenizer", "tokenizer", 3, TokenizerConfig, run_tokenizer, TokenizerSummary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from tiny_model import make_model
 from cluster.align.config import PREFERENCE, RlhfConfig
 from cluster.align.instruct import InstructSummary
 from cluster.align.preferences import Pair, Pairs
-from cluster.align.rlhf import Alignment, RlhfSummary, asked, rlhf_worker, split
+from cluster.align.rlhf import Alignment, RlhfSummary, rlhf_worker, split
 from cluster.align.rollout import Rollouts
 from cluster.data.examples import examples
+from cluster.data.held_out import question
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
 from cluster.train.worker import Worker
@@ -59,7 +61,28 @@ def test_no_conversation_is_both_trained_on_and_held_out(heldout: tuple[str, ...
         return
     train, held = split(settings)
     assert train and held
-    assert not {asked(item) for item in train} & {asked(item) for item in held}
+    assert not {question(item) for item in train} & {question(item) for item in held}
+
+
+def test_a_held_out_question_is_not_trained_on_however_it_is_written(tmp_path: Path) -> None:
+    def asks(text: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": text}], "answer": "1", "verifier": "number"}
+
+    same = [
+        {"messages": [{"content": "0+1?", "role": "user"}]},
+        {"messages": [{"role": "user", "content": "0+1?", "name": "me"}], "id": 7},
+        {"messages": [{"role": "system", "content": "Count."}, {"role": "user", "content": "0+1?"}]},
+        {"prompt": "0+1?"},
+        {"messages": [{"role": "user", "content": " 0+1?\n"}]},
+    ]
+    other = {"messages": [*asks("0+1?")["messages"], {"role": "assistant", "content": "2"}, *asks("No?")["messages"]]}
+    lines = [{"answer": "1", "verifier": "number", **item} for item in (*same, other, asks("1+1?"))]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "held.jsonl").write_text(json.dumps(asks("0+1?")), encoding="utf-8")
+    settings = config(tasks=(str(tmp_path / "tasks.jsonl"),), heldout=(str(tmp_path / "held.jsonl"),))
+    train, held = split(settings)
+    assert [question(item) for item in train] == [question(other), question(asks("1+1?"))]
+    assert [question(item) for item in held] == [question(same[0])]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 also where it is slow: two passes here are compared

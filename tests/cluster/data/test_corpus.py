@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import resource
 from functools import partial
 
@@ -18,6 +19,7 @@ from cluster.data.corpus import CorpusConfig, Source
 from cluster.data.filter import DedupConfig, FilterConfig
 from cluster.data.readers import sources
 from cluster.data.streaming import stream
+from cluster.data.summaries import CorpusSummary
 from cluster.errors import Stopped
 from cluster.identity import field_sides
 from cluster.stage import Hooks, Surroundings, external, fingerprint, run_step
@@ -45,6 +47,38 @@ def mixed(tmp_path):
     (folder / "deep" / "h.bin").write_bytes(b"not for us")
     (folder / "deep" / ".hidden.txt").write_text("not for us", encoding="utf-8")
     return folder
+
+
+def test_what_is_passed_over_is_counted_and_named_and_no_part_of_the_fingerprint(ray_local, tmp_path, mixed):
+    def step():
+        return corpus_step([{"name": "web", "path": str(mixed)}])
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked.txt").write_text("through a link", encoding="utf-8")
+    before = external(step())
+    (mixed / "link").symlink_to(tmp_path / "elsewhere")
+    assert (linked := external(step())) != before
+    os.mkfifo(mixed / "pipe.jsonl")
+    (mixed / "gone.txt").symlink_to(mixed / "nowhere.txt")
+    (mixed / "round").symlink_to(mixed)
+    for name in (".DS_Store", "deep/e.txt~", "deep/#e.txt#", "deep/.e.txt.swp", "Thumbs.db", "deep/i.bin"):
+        (mixed / name).write_bytes(b"x")
+    assert external(step()) == linked
+    made = run_corpus(tmp_path / "store", [{"name": "web", "path": str(mixed)}])
+    assert "web/link/linked.txt" in ids(made)
+    assert made.summary["passed_over"] == {
+        "dangling_link": ["web/gone.txt"],
+        "hidden": ["web/.DS_Store", "web/deep/.e.txt.swp", "web/deep/.hidden.txt"],
+        "read_already": ["web/round/"],
+        "side_file": ["web/Thumbs.db", "web/deep/#e.txt#", "web/deep/e.txt~"],
+        "special_file": ["web/pipe.jsonl"],
+        "unknown_kind": ["web/deep/h.bin", "web/deep/i.bin"],
+    }
+    assert made.summary["sources"]["web"]["passed_over"] == 11
+    words = CorpusSummary.read(made.summary).words()
+    assert "11 passed over (dangling_link 1: web/gone.txt; hidden 3: web/.DS_Store, …;" in words
+    lines = (made.path() / "passed-over.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {"source": "web", "name": "pipe.jsonl", "reason": "special_file"} in map(json.loads, lines)
 
 
 def test_every_bad_input_is_counted_and_the_rest_goes_through(ray_local, tmp_path, mixed):

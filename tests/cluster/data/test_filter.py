@@ -15,7 +15,7 @@ from cluster.data import filter as stage
 from cluster.data import shards
 from cluster.data.filter import FilterConfig
 from cluster.data.streaming import stream
-from cluster.errors import Stopped
+from cluster.errors import Stopped, UserError
 from cluster.stage import Hooks, Step, Surroundings, identity, run_step
 
 STOP = ["the", "be", "to", "of", "and", "that", "have", "with"]
@@ -124,6 +124,20 @@ def test_a_filter_that_removes_everything_says_why(ray_local, folder, given):
         run_filter(folder / "store", given, thresholds={"gopher_quality": {"min_words": 10_000}})
 
 
+def test_a_source_that_the_filter_empties_is_named_with_what_became_of_it(ray_local, folder, given):
+    copied = rows(run_filter(folder / "store", given, **CONFIG))[0]
+    (folder / "copy.jsonl").write_text(json.dumps({"text": copied["text"]}), encoding="utf-8")
+    sources = [*given, {"name": "z", "path": str(folder / "copy.jsonl")}]
+    said = (
+        rf"of the source 'z' \(1 exact_duplicate\): z/copy.jsonl:1 is a copy of {copied['id']}\. Leave the source out"
+    )
+    with pytest.raises(UserError, match=said):
+        run_filter(folder / "store", sources, **CONFIG)
+    wrong = {**CONFIG, "rules": ["gopher"]}  # for code, too
+    with pytest.raises(UserError, match=r"of the source 'code' \(.*gopher.*choose other \[filter\] rules for it"):
+        run_filter(folder / "store", given, **wrong)
+
+
 def test_a_table_by_source_names_real_sources(ray_local, folder, given):
     with pytest.raises(ValueError, match=r"\[filter.rules\] names the source 'cod'.*Did you mean 'code'"):
         run_filter(folder / "store", given, rules={"cod": ["code"]})
@@ -168,3 +182,10 @@ def test_the_stage_reports_its_progress_and_stops_when_asked(ray_local, folder, 
     run_step(step, artifacts(folder / "store"), Surroundings(hooks=Hooks(progress=lambda *now: seen.append(now))))
     assert seen[-1][0] == seen[-1][1] > 0
     assert seen[-1][2] == "235 of 238 documents pass"
+
+
+def test_a_document_of_which_normalisation_leaves_nothing_is_removed_as_empty(ray_local, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\u0001\\u0002"}\n{"text": "A text."}\n', encoding="utf-8")
+    made = run_filter(tmp_path / "store", [{"name": "a", "path": str(tmp_path / "a.jsonl")}], rules=())
+    assert [row["text"] for row in rows(made)] == ["A text."]
+    assert made.summary["removed"] == {"empty": 1}

@@ -120,7 +120,7 @@ def test_weight_zero_leaves_a_source_out_and_no_weights_means_by_size():
     ("weights", "message"),
     [
         ({"a": 1}, "nothing for .'b'."),
-        ({"a": 1, "b": 1, "c": 1}, "names .'c'."),
+        ({"a": 1, "b": 1, "c": 1}, ".'c'. has a weight, but"),
         ({"a": -1, "b": 1}, "0 or more"),
         ({"a": float("nan"), "b": 1}, "0 or more"),
         ({"a": 0, "b": 0}, "All weights"),

@@ -1,13 +1,16 @@
 import hashlib
 import json
-import math
 
 import numpy as np
 import pytest
 
-from cluster.data.pack import PackConfig, file_names, held_out_hashes, survey
+from cluster.data.held_out import text_hash
+from cluster.data.pack import file_names
 from cluster.data.rows import TokenRows
+from cluster.data.split import SALT
+from cluster.data.summaries import TokensSummary
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.errors import UserError
 from tests.cluster.data import given
 
 DOCUMENTS = [*given.some_documents(), ("a/b é", "Only here.\n"), ("a/b é", "Only there.\n")]
@@ -104,70 +107,42 @@ def test_a_vocabulary_beyond_two_bytes_takes_four(packed, tmp_path, monkeypatch)
     assert pack.token_type(tokenizer) == np.dtype("<u2")
 
 
-def pairs(n, size=100):
-    rng = np.random.default_rng(0)
-    return [(int(h), size) for h in rng.integers(0, 2**63, n, dtype=np.uint64) * 2]
-
-
-def test_whether_a_text_is_held_out_does_not_depend_on_the_others_where_the_source_is_large():
-    config = PackConfig(validation_fraction=0.1, validation_min_kb=1)
-    few, many = pairs(2000), pairs(5000)
-    assert few == many[:2000]
-    held_few = set(held_out_hashes([{"a": survey(few, config)}], config).tolist())
-    held_many = set(held_out_hashes([{"a": survey(many, config)}], config).tolist())
-    assert held_few == held_many & {h for h, _ in few}
-    assert 150 < len(held_few) < 250
-
-
-def test_a_small_source_holds_out_its_minimum_but_at_most_half():
-    config = PackConfig(validation_fraction=0.001, validation_min_kb=2)
-    assert len(held_out_hashes([{"a": survey(pairs(100), config)}], config)) == 20  # 2000 bytes
-    assert len(held_out_hashes([{"a": survey(pairs(10), config)}], config)) == 5
-    assert len(held_out_hashes([{"a": survey(pairs(1), config)}], config)) == 0
-    apart = [{"a": survey(pairs(100)[i : i + 10], config)} for i in range(0, 100, 10)]
-    whole = held_out_hashes([{"a": survey(pairs(100), config)}], config)
-    assert np.array_equal(held_out_hashes(apart, config), whole)
-
-
-def grouped(pairs, config, size=7):
-    """The surveys of row groups of so many documents."""
-    return [{"a": survey(pairs[i : i + size], config)} for i in range(0, len(pairs), size)]
-
-
-@pytest.mark.parametrize("min_kb", [0.75, 2, 4.95, 5, 100])
-def test_copies_do_not_count_twice_for_the_minimum_nor_for_the_half(min_kb):
-    """100 texts of 100 bytes: 8, 20, 50 and 50 of them make the minimum, or are half of them."""
-    config = PackConfig(validation_fraction=0.001, validation_min_kb=min_kb)
-    once = pairs(100)
-    alone = held_out_hashes(grouped(once, config), config)
-    assert len(alone) == min(math.ceil(min_kb * 10), 50)
-    beside = [pair for pair in once for _ in range(3)]  # copies in one row group, and at its edges in two
-    apart = [*once, *once, *once]
-    lowest = [*once, *[min(once)] * 500]
-    for copied in (beside, apart, lowest):
-        assert np.array_equal(held_out_hashes(grouped(copied, config), config), alone)
-        assert np.array_equal(held_out_hashes([{"a": survey(copied, config)}], config), alone)
-
-
-def test_the_half_is_of_all_texts_where_a_row_group_has_more_than_can_matter():
-    config = PackConfig(validation_fraction=0, validation_min_kb=0.1)  # 100 bytes: of a row group 202 texts can matter
-    many = pairs(1000, size=1)
-    assert len(survey(many, config).hashes) == 202
-    assert len(held_out_hashes(grouped(many, config, 500), config)) == 100
-    assert len(held_out_hashes(grouped(many[:150], config, 50), config)) == 75
-
-
-def test_nothing_is_held_out_at_zero():
-    config = PackConfig(validation_fraction=0, validation_min_kb=0)
-    assert len(held_out_hashes([{"a": survey(pairs(50), config)}], config)) == 0
-    assert len(held_out_hashes([], config)) == 0
-
-
 def test_sources_with_odd_names_get_files_of_their_own():
     names = file_names(["prose", "a b", "a/b", "a_b", "..", "é"])
     assert names["prose"] == "prose"
     assert len(set(names.values())) == 6
     assert all(n.isascii() and "/" not in n and " " not in n for n in names.values())
+
+
+def test_the_only_text_of_a_source_is_trained_on_but_for_its_end_which_is_held_out(packed, tmp_path):
+    book, note = given.sentences(1, 60), "A note."
+    documents = given.given([*DOCUMENTS, ("book", book), ("note", note), ("two", "A first one."), ("two", "One more.")])
+    step = given.pack_step(documents, given.tokenizer_step(documents), validation_fraction=0.1)
+    artifact = given.make(step, tmp_path)
+    tokenizer = Tokenizer(given.make(step.inputs["tokenizer"], tmp_path).path())
+    train, validation = (texts(artifact, tokenizer, split) for split in ("train", "validation"))
+    [head], [end] = train["book"], validation["book"]
+    assert head + end == book and 0.07 * len(book) < len(end) < 0.12 * len(book)
+    assert (train["note"], validation["note"]) == ([note], [])
+    assert len(train["two"]) == len(validation["two"]) == 1
+    words = TokensSummary.read(artifact.summary).words()
+    assert "; of the only text of book the end is held out; nothing is held out of note" in words
+
+
+def test_a_source_whose_texts_are_all_held_out_elsewhere_is_refused(ray_local, tmp_path):
+    two = [f"Copied text {i}." for i in range(2)]
+    documents = given.given([*DOCUMENTS, *[("few", t) for t in two], *[("a", t) for t in two], *FILLERS])
+    step = given.pack_step(documents, given.tokenizer_step(documents), validation_fraction=0.5)
+    with pytest.raises(UserError, match="Source 'few' has nothing to train on: its 2 documents are all held out"):
+        given.make(step, tmp_path)
+
+
+# Texts with higher hashes than both copies: half of the source are those and more.
+FILLERS = [
+    ("a", t)
+    for t in (f"A filler {i}." for i in range(40))
+    if text_hash(t, SALT) > max(text_hash(f"Copied text {i}.", SALT) for i in range(2))
+]
 
 
 def test_no_documents_make_an_empty_artifact_that_readers_refuse_in_words(packed, ray_local, tmp_path):

@@ -18,6 +18,7 @@ from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.evaluate import bits
 from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.evaluate import bpb_figure
+from cluster.evaluate.summary import EvaluationSummary
 from model.checkpoint import load_model
 
 TEXTS = ["The quick brown fox.", "é ⅣⅣ mind", "def add(first, second):", "Reading is to the mind what exercise is."]
@@ -81,6 +82,27 @@ def test_a_source_s_figures_are_sums_over_its_documents(
         nats -= sum(float(logp[at - 1, ids[i][at]]) for at in range(1, len(ids[i])))
     assert score["bpb"] == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
     assert bits.BOUND_ERROR not in score
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_source_without_held_out_text_has_no_figures(tmp_path: Path, causal: bool) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    folder = make_model(tmp_path / "model", max_seq_len=96, causal=causal)
+    write_tokens(tokens, Tokenizer(folder))
+    index = json.loads((tokens / "index.json").read_text(encoding="utf-8"))
+    index["sources"]["prose"]["validation"] = {"shards": [], "tokens": 0, "documents": 0}
+    (tokens / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert bits.score_source(folder_of(folder), folder_of(tokens), "prose", EvaluateConfig()) is None
+    assert bits.summarise([]) == {}
+    why = bits.not_measured(["prose"], all_=True)
+    summary = EvaluationSummary.read(EvaluationSummary({}, why).values())
+    assert summary.words().startswith("bpb/prose was not measured: there is no held-out text of the source 'prose'")
+    assert list(summary.closing()) == [
+        "bpb/prose was not measured: there is no held-out text of the source 'prose'",
+        "bpb was not measured: there is no held-out text of any source",
+    ]
+    assert EvaluationSummary.read(EvaluationSummary({"bpb": 1.0}).values()) == EvaluationSummary({"bpb": 1.0})
 
 
 def test_a_bound_pays_for_each_document_s_length_and_has_its_standard_error(

@@ -5,6 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from cluster.evaluate.bits import not_measured, summarise
 from cluster.release.gate import GateMetric, Requirement, judge
 
 BPB = GateMetric(metric="bpb", mode="min")
@@ -60,6 +61,19 @@ def test_the_first_model_passes_if_its_metrics_are_there_and_finite():
     missing = judge({"bpb/prose": 1.0, "bpbs": 2.0, "reward": 0.0}, None, (BPB, REWARD))
     assert not missing.passed
     assert "bpb: the evaluation has no such metric; did you mean 'bpbs'?" in missing.reason
+
+
+def test_a_metric_of_a_source_without_held_out_text_fails_and_says_why():
+    by_source = (GateMetric(metric="bpb/code", mode="min"), GateMetric(metric="bpb/other", mode="min"))
+    why = not_measured(["code"], all_=False)
+    metrics = summarise([{"source": "prose", "bytes": 9, "bpb": 1.0, "unigram_bpb": 2.0, "gzip_bpb": 3.0}])
+    verdict = judge(metrics, {"bpb/code": 0.0}, by_source, (Requirement(metric="bpb/code", max=3),), why)
+    assert not verdict.passed
+    assert verdict.reason.count("it was not measured: there is no held-out text of the source 'code'") == 2
+    assert "bpb/other: the evaluation has no such metric" in verdict.reason
+    assert judge(metrics, None, (BPB,), (), why).passed, "the others have been measured"
+    none = judge(summarise([]), None, (BPB,), (), not_measured(["code"], all_=True))
+    assert none.reason == "bpb: it was not measured: there is no held-out text of any source"
 
 
 def test_one_failure_fails_and_every_failure_is_told():

@@ -160,7 +160,7 @@ def test_words_are_those_of_str_split(table, split):
 
 
 def test_each_chinese_character_is_a_word():
-    words = Words(["你好ab世界x", "日本語のテキスト", "é你"], WORD, split_cjk=True)
+    words = Words(["你好ab世界x", "日本語のテキスト", "é你"], WORD, split_unspaced=True)
     found = [bytes(words.buffer[a:b]).decode() for a, b in zip(words.start, words.stop, strict=True)]
     assert found == [*"你好", "ab", *"世界", "x", *"日本語のテキスト", "é", "你"]
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from cluster.data.readers import reading
-from cluster.data.readers.reading import Chunks, kind_of, read_jsonl, read_parquet, read_text
+from cluster.data.readers.chunks import EXCERPT, Chunks
+from cluster.data.readers.reading import kind_of, read_jsonl, read_parquet, read_text
 
 LIMIT = 10_000_000
 DOCUMENTS = [f"document {i}, with a word or two" for i in range(5000)]
@@ -110,7 +110,7 @@ def test_a_50_mb_line_is_quarantined_in_flat_memory(compression):
     tracemalloc.stop()
     assert texts(found) == DOCUMENTS[:4]
     assert reasons(found) == [(3, "too_long")]
-    assert len(found[2].excerpt) <= reading.EXCERPT
+    assert len(found[2].excerpt) <= EXCERPT
     # zstd turns these 50 MB into some hundred bytes, and gives them out at once
     assert peak < (120_000_000 if compression == "zstd" else 12_000_000)
 
@@ -134,7 +134,7 @@ def test_empty_documents_are_counted_and_blank_lines_are_not():
         (b"{not json}", "invalid_json"),
         (b"[1, 2]", "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "missing_text"),
         (b'{"body": "x"}', "missing_text"),
         (b'{"text": null}', "missing_text"),
         (b'{"text": ["x"]}', "not_text"),
@@ -255,3 +255,21 @@ def test_a_broken_row_group_costs_itself_only():
 )
 def test_format_and_compression_by_name(name, expected):
     assert kind_of(name) == expected
+
+
+@pytest.mark.parametrize("column", ["text", "id", "other"])
+def test_any_column_may_name_a_row_also_the_text_s_own(column):
+    table = {"other": [1.5, 2.5], "id": [b"x", b"\xff"], "text": ["a", "b"]}
+    keys = {"text": ["a", "b"], "id": ["x", None], "other": ["1.5", "2.5"]}[column]
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out)
+    out.seek(0)
+    found = list(read_parquet(out, None, "text", column, LIMIT))
+    assert [(r.text, r.key) for r in found] == [("a", keys[0]), ("b", keys[1])]
+
+
+def test_a_parquet_file_whose_columns_have_no_utf_8_names_is_unreadable():
+    out = io.BytesIO()
+    pq.write_table(pa.table({"texts": ["a"]}), out)
+    data = out.getvalue().replace(b"texts", b"\xff\xfets")
+    assert [r.reason for r in read_parquet(io.BytesIO(data), None, "text", None, LIMIT)] == ["unreadable"]

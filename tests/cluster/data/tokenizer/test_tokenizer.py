@@ -4,11 +4,12 @@ import pickle
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cluster.data.tokenizer.sample import shares
 from cluster.data.tokenizer.tokenizer import SPECIAL, Tokenizer
 from cluster.data.tokenizer.training import TokenizerConfig, sentences, train
-from cluster.errors import Stopped
+from cluster.errors import Stopped, UserError
 from cluster.stage import Hooks, Surroundings, run_step
 from tests.cluster.data import given as given_
 
@@ -119,6 +120,26 @@ def test_stage_makes_the_same_model_again_whatever_the_units_of_work(ray_local, 
     assert set(artifact.summary["bytes_per_token"]) == {"prose", "code"}
     assert all(1 < rate < 10 for rate in artifact.summary["bytes_per_token"].values())
     assert 0.3 * 20_000 < artifact.summary["sample_bytes"] < 3 * 20_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_source_is_in_the_sample_however_few_documents_it_has(ray_local, tmp_path, seed):
+    documents = [*[("few", given_.sentences(i, 300)) for i in range(3)], ("one", given_.sentences(9, 5))]
+    documents += [("blank", " \n\t\u3000"), ("blank", "\0 "), ("little", " \n" * 70_000 + "A few words.")]
+    step = given_.tokenizer_step(given_.given(documents), vocab_size=290, sample_mb=0.008, seed=seed)
+    sizes = given_.make(step, tmp_path).summary["sample"]
+    assert sizes == {"blank": 0, "few": sizes["few"], "little": 12, "one": len(given_.sentences(9, 5))}
+    assert 0 < sizes["few"] <= 70_000
+
+
+def test_a_sample_without_text_is_named_by_its_sources(ray_local, tmp_path):
+    documents = given_.given([("a", " \n"), ("b", "\0\t"), ("c", "Text.")])
+    with pytest.raises(UserError, match=r"of a, b hold no text .* sources of weight 0 in tokenizer.weights \(c\)"):
+        given_.make(given_.tokenizer_step(documents, weights={"c": 0}), tmp_path)
+    with pytest.raises(UserError, match=r"The sample is 5 bytes of c; tokenizer.sample_mb is 20\."):
+        given_.make(given_.tokenizer_step(documents), tmp_path)
+    with pytest.raises(ValidationError):
+        TokenizerConfig(weights={"c": -1})
 
 
 def test_stage_says_what_is_wrong_with_its_input(ray_local, tmp_path):
