@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.data.tokenizer.exchange import TEMPLATE, foreign_info, own_info
+from cluster.data.tokenizer.exchange import TEMPLATE
+from cluster.data.tokenizer.foreign import foreign_info, own_info
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -287,4 +288,4 @@ def tokenizer_info(given: dict[str, Any]) -> dict[str, Any]:
     special = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == CONTROL}
     ids = {short: given.get(f"tokenizer.ggml.{long}_token_id") for long, short in LONG.items() if short != "unk"}
     adds = given.get("tokenizer.ggml.add_bos_token", True)
-    return foreign_info("whole-text", special, {n: i for n, i in ids.items() if i is not None}, adds, {})
+    return foreign_info("whole-text", special, {n: i for n, i in ids.items() if i is not None}, adds)

@@ -58,12 +58,6 @@ class Tokenizer:
         self.end_id: int = {END: self.eos_id, **self.special}[END]
         # Where generation ends. An imported model may end its turns at tokens of its own.
         self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
-        self._names = {
-            self.pad_id: PAD,
-            self.bos_id: BOS,
-            self.eos_id: EOS,
-            **{i: name for name, i in self.special.items()},
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "info": self.info}
@@ -71,40 +65,32 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._load(state["model"], state["info"])
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of a text, of any length. What can't be UTF-8 (a lone surrogate) becomes U+FFFD.
 
         bos: begin with the beginning-of-sequence id, unless this is an imported model's that wants none.
+        special: names of special tokens in the text are those tokens: for what an imported model's chat template
+            wrote, never for a person's text.
         """
         ids = [self.bos_id] if bos and self.adds_bos else []
         try:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids += self._codec.encode(text)
+        ids += self._codec.encode(text, special)
         if eos:
             ids.append(self.eos_id)
         return ids
 
-    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.
 
-        `decode(encode(text)) == text` for every text. Bytes that are not UTF-8 become U+FFFD.
+        `decode(encode(text)) == text` for every text, of a tokenizer that was trained here; an imported one gives what
+        its own library gives. Bytes that are not UTF-8 become U+FFFD.
+
+        continues: the ids go on from a text, such as a prompt: a space at their beginning is kept.
         """
-        out: list[str] = []
-        run: list[int] = []
-        for i in [*map(int, ids), self.pad_id]:
-            if i not in self._names:
-                run.append(i)
-                continue
-            if run:
-                out.append(self._codec.decode(run))
-                run = []
-            if keep_special:
-                out.append(self._names[i])
-        if keep_special:
-            out.pop()  # the pad that ended the last run
-        return "".join(out)
+        return self._codec.decode([*map(int, ids)], keep_special, continues)
 
     @property
     def processor(self) -> Any:
