@@ -5,11 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.errors import UserError
+from model.files import broken, read_json, regular
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -24,7 +26,7 @@ def save_model(model: Decoder, folder: Path | str) -> None:
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    return ModelConfig.from_dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    return ModelConfig.from_dict(read_json(Path(folder) / CONFIG))
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
@@ -40,7 +42,11 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decode
 
 def load_weights(model: Decoder, folder: Path | str) -> None:
     """Fill an existing model; ValueError names what is missing, unknown or of another shape."""
-    weights = load_file(Path(folder) / WEIGHTS)
+    path = Path(folder) / WEIGHTS
+    try:
+        weights = load_file(regular(path, "a safetensors file"))
+    except SafetensorError as error:
+        raise broken(path, "a safetensors file", error) from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != given:

@@ -20,7 +20,7 @@ MARKS = (  # first bytes: what it is, what to do
     (b"\x80\x04", "a Python pickle, which can run any code", "Convert it to safetensors first"),
     (b"\x1f\x8b", "a gzip archive", "Unpack it"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it"),
-    (b"GGUF", "a GGUF file", "If it is whole, give it the ending .gguf"),
+    (b"GGUF", "a GGUF file", "Give it the ending .gguf, if it is the model"),
     (b"\xff\xfe", "text in UTF-16", "Save it as UTF-8"),
     (b"\xfe\xff", "text in UTF-16", "Save it as UTF-8"),
     (b"\xef\xbb\xbf", "text that begins with a byte order mark", "Save it as UTF-8 without one (BOM)"),
@@ -52,6 +52,8 @@ def seems(path: Path) -> tuple[str, str]:
         return "an empty file", AGAIN
     if not head.strip(b"\0"):
         return "nothing but zeros, as a download that was broken off leaves", AGAIN
+    if head.startswith(b"GGUF") and path.suffix == ".gguf":
+        return f"a GGUF file, cut off or damaged: {size:,} bytes are there", AGAIN
     for mark, what, advice in MARKS:
         if head.startswith(mark):
             return what, advice

@@ -113,7 +113,9 @@ def _of_sentencepiece(source: Path, proto: Any) -> dict[str, Any]:
     added = base | declared
     named = {known[n]: _token(known[n], n, special=True) for n in _named(about) if n in known}
     added = named | added
-    tokens = [t | {"special": t["special"] or t["content"] in _roles(about)} for _, t in sorted(added.items())]
+    tokens: list[dict[str, Any]] = [
+        t | {"special": t["special"] or t["content"] in _roles(about)} for _, t in sorted(added.items())
+    ]
     special = {t["content"]: t["id"] for t in tokens if t["special"]}
     ids = _ids(source, about, {t["content"]: t["id"] for t in tokens} | known)
     adds_bos = bool(about.get("add_bos_token", True))
@@ -188,8 +190,9 @@ def _sentencepiece(model: bytes, path: Path) -> Any:
         proto = sp.ModelProto.FromString(model)  # type: ignore[attr-defined]
         whole = bool(proto.pieces) and proto.HasField("trainer_spec")  # which comes last
         if whole:
-            sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (DecodeError, RuntimeError):
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            processor.id_to_piece(list(range(processor.vocab_size())))  # each is text
+    except (DecodeError, RuntimeError, UnicodeDecodeError):
         whole = False
     if not whole:
         also = (path.parent / "tokenizer.json").is_file()

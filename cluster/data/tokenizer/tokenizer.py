@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.data.tokenizer.codecs import make_codec
 from cluster.errors import UserError
+from model.files import given, read_json, regular
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
@@ -33,14 +34,14 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        try:
-            self._load(
-                (folder / "tokenizer.model").read_bytes(),
-                json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")),
-            )
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
+        model, info = (Path(folder) / name for name in ("tokenizer.model", "tokenizer.json"))
+        for path in (model, info):
+            if not given(path):
+                raise UserError(f"{folder} has no {path.name}: it isn't a tokenizer's folder.")
+        about = read_json(info)
+        if "special" not in about:
+            raise UserError(f"{info} isn't a tokenizer of tokenmill's; of a Hugging Face folder: tokenmill import.")
+        self._load(regular(model, "a tokenizer").read_bytes(), about)
 
     @classmethod
     def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:
