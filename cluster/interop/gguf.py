@@ -155,11 +155,10 @@ def import_gguf(source: Path, target: Path) -> Converted:
         ImportError: the library is missing; says how to install it.
         UserError: the file is broken, or holds a key or a tensor that a Llama of ours has no place for.
     """
-    from safetensors.torch import save_file
-
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import CONFIG, WEIGHTS
     from model.interop.convert import Converted
+    from model.tensors import save_tensors
 
     load_gguf()
     given, tensors = open_gguf(source)
@@ -175,7 +174,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}.")
     weights = read_weights(source, tensors, config)
     target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / WEIGHTS)
+    save_tensors(weights, target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     tokenizer.save(target)
     dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.errors import Missing, UserError
-from model.files import AGAIN, broken, given, read_json, regular
+from model.files import AGAIN, given, read_json
+from model.tensors import open_tensors, save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -43,7 +42,7 @@ class Weights:
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for name in files:
-            file = self._stack.enter_context(open_safetensors(folder / name))
+            file = self._stack.enter_context(open_tensors(folder / name))
             twice = sorted(self._files.keys() & set(file.keys()))
             if twice:
                 raise UserError(f"{folder}: {name} and another file both hold {twice[0]}.")
@@ -80,14 +79,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-
-def open_safetensors(path: Path) -> Any:
-    """The open file. Raises UserError, with what it seems to be, for one that is broken."""
-    try:
-        return safe_open(regular(path, "a safetensors file"), framework="pt")
-    except SafetensorError as error:
-        raise broken(path, "a safetensors file", error) from None
 
 
 def _places(path: Path) -> dict[str, str]:
@@ -130,7 +121,7 @@ def _bytes(tensors: dict[str, Tensor]) -> Iterator[int]:
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, shard: int, about: dict[str, str]) -> None:
-    save_file(tensors, _part(folder, shard), metadata=about)
+    save_tensors(tensors, _part(folder, shard), about)
 
 
 def _part(folder: Path, shard: int) -> Path:
