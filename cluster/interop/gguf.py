@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.data.tokenizer.foreign import own_info
+from cluster.data.tokenizer.foreign import own_info, with_turns
 from cluster.errors import UserError
 from cluster.interop.gguf_contents import ARCHITECTURE, check_keys, check_tensors, open_gguf
 from cluster.interop.gguf_tokenizer import describe_tokenizer, sentencepiece_model, tokenizer_info
@@ -169,7 +169,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
     config = read_description(source, given, tied="output.weight" not in tensors)
     check_tensors(source, tensors, their_names(config))
     model = sentencepiece_model(source, given)
-    tokenizer = Tokenizer.from_bytes(model, own_info(model) or tokenizer_info(given))
+    tokenizer = Tokenizer.from_bytes(model, own_info(model) or with_turns(model, tokenizer_info(given)))
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}.")
     weights = read_weights(source, tensors, config)

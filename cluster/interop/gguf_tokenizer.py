@@ -88,5 +88,9 @@ def tokenizer_info(given: dict[str, Any]) -> dict[str, Any]:
     if len(set(ends)) > 1:
         ids["eos"] = list(dict.fromkeys(ends))
     adds = given.get("tokenizer.ggml.add_bos_token", True)
-    files = {"chat_template.jinja": given[TEMPLATE_KEY]} if isinstance(given.get(TEMPLATE_KEY), str) else {}
-    return foreign_info("whole-text", special, ids, adds, files=files, added=added)
+    template = given.get(TEMPLATE_KEY)
+    files = {"chat_template.jinja": template} if isinstance(template, str) else {}
+    tokens = given["tokenizer.ggml.tokens"]
+    named = {f"{n}_token": tokens[i] for n, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    more = {"files": files, "added": added, "template": template, "named": named}
+    return foreign_info("whole-text", special, ids, adds, **more)

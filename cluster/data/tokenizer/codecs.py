@@ -85,6 +85,7 @@ class HuggingFace:
 
     def __init__(self, model: bytes, info: dict[str, Any]) -> None:
         self._tokenizer = load_tokenizers(model, info.get("added", []))
+        drop_post_processor(self._tokenizer)
         self.size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._cleans: bool = info.get("cleans", False)
         self._anchor = self.encode("a")
@@ -92,6 +93,12 @@ class HuggingFace:
     def encode(self, text: str, special: bool = False) -> list[int]:
         self._tokenizer.encode_special_tokens = not special
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode(text, special=True)`, and the characters that each id stands for, as (begin, end)."""
+        self._tokenizer.encode_special_tokens = False
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], keep_special: bool = False, continues: bool = False) -> str:
         known = [i for i in ids if 0 <= i < self.size]  # an embedding may have more rows than the tokenizer has ids
@@ -121,6 +128,13 @@ def load_tokenizers(model: bytes, added: Sequence[dict[str, Any]] = ()) -> Any:
     tokenizer.no_padding()
     tokenizer.add_tokens([AddedToken(**{k: v for k, v in token.items() if k != "id"}) for token in added])
     return tokenizer
+
+
+def drop_post_processor(tokenizer: Any) -> None:
+    """Special tokens are placed by us; and some post-processors cut spaces out of what a token stands for."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
 
 
 _CODECS: dict[str, type[Any]] = {"sentencepiece": SentencePiece, "whole-text": WholeText, "tokenizers": HuggingFace}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data.tokenizer.codecs import load_tokenizers
-from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, info_of
+from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer, info_of
 from cluster.errors import UserError
 from model.files import broken, given, read_json, read_text, regular
 
@@ -42,11 +42,13 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
     if given(model_path):
         model = regular(model_path, "a sentencepiece model").read_bytes()
         proto = _sentencepiece(model, model_path)
-        ours = own_info(model)
-        if ours or not given(json_path) or _asks_for_pieces(_about(source)):
-            return model, ours or _of_sentencepiece(source, proto)
+        if ours := own_info(model):
+            return model, ours
+        if not given(json_path) or _asks_for_pieces(_about(source)):
+            return model, with_turns(model, _of_sentencepiece(source, proto))
     if given(json_path):
-        return regular(json_path, "a JSON object").read_bytes(), _of_tokenizers(source, json_path)
+        model = regular(json_path, "a JSON object").read_bytes()
+        return model, with_turns(model, _of_tokenizers(source, json_path))
     if (source / "vocab.json").is_file():
         raise UserError(
             f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
@@ -72,7 +74,7 @@ def foreign_info(library: str, special: dict[str, int], ids: dict[str, Any], add
         special: special tokens by name.
         ids: of bos, eos (or a list of them: where generation ends) and pad, as far as it has them.
         more: `files`, what goes back as it came; `added`, `prefix` and `normalises` for whole_text.py; `added` and
-            `cleans` for codecs.HuggingFace.
+            `cleans` for codecs.HuggingFace; `template` and `named` for template.py.
     """
     eos = ids.get("eos", [])
     stops = list(eos) if isinstance(eos, list) else [eos]
@@ -91,6 +93,33 @@ def foreign_info(library: str, special: dict[str, int], ids: dict[str, Any], add
         "files": {},
         **more,
     }
+
+
+def with_turns(model: bytes, info: dict[str, Any]) -> dict[str, Any]:
+    """The info with the token that ends an assistant's message by the chat template: generation stops there too."""
+    tokenizer = Tokenizer.from_bytes(model, info)
+    end = tokenizer.template.turn_end() if tokenizer.template else None
+    if end is None:
+        return info
+    i = info["special"][end]
+    return info | {"end_id": i, "stop_ids": list(dict.fromkeys([*info["stop_ids"], i]))}
+
+
+def _template(source: Path, about: dict[str, Any]) -> str | None:
+    """The chat template: a file of its own, or in tokenizer_config.json, where several have names."""
+    if given(source / "chat_template.jinja"):
+        return read_text(source / "chat_template.jinja")
+    found = about.get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _texts(about: dict[str, Any], ids: dict[str, Any], by_id: dict[int, str]) -> dict[str, str]:
+    """The texts of special tokens by their roles, as a template asks for them."""
+    told = {role: name for role in NAMED if (name := _content(about.get(role)))}
+    return {f"{n}_token": by_id[i] for n, i in ids.items() if isinstance(i, int) and i in by_id} | told
 
 
 def _of_sentencepiece(source: Path, proto: Any) -> dict[str, Any]:
@@ -125,6 +154,8 @@ def _of_sentencepiece(source: Path, proto: Any) -> dict[str, Any]:
         ids,
         adds_bos,
         files=_files(source),
+        template=_template(source, about),
+        named=_texts(about, ids, {i: t for t, i in known.items()}),
         added=tokens,
         prefix=prefix,
         normalises=not own_way,
@@ -168,7 +199,18 @@ def _of_tokenizers(source: Path, path: Path) -> dict[str, Any]:
         adds_bos = "bos" in ids and tokenizer.encode("a").ids[:1] == [ids["bos"]]
     kind = (file.get("model") or {}).get("type") or type(tokenizer.model).__name__
     cleans = bool(about.get("clean_up_tokenization_spaces")) and kind != "BPE"
-    return foreign_info("tokenizers", special, ids, adds_bos, files=_files(source), added=added, cleans=cleans)
+    by_id = {i: tokenizer.id_to_token(i) for i in ids.values() if isinstance(i, int)}
+    return foreign_info(
+        "tokenizers",
+        special,
+        ids,
+        adds_bos,
+        files=_files(source),
+        template=_template(source, about),
+        named=_texts(about, ids, by_id),
+        added=added,
+        cleans=cleans,
+    )
 
 
 def _loaded(path: Path, model: bytes, added: list[dict[str, Any]]) -> Any:

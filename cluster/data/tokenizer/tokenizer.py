@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data.tokenizer.codecs import make_codec
+from cluster.data.tokenizer.template import ChatTemplate
 from cluster.errors import UserError
 from model.files import given, read_json, regular
 
@@ -56,7 +57,10 @@ class Tokenizer:
         self.special: dict[str, int] = dict(info["special"])
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
         self.adds_bos: bool = info.get("adds_bos", True)
-        self.end_id: int = {END: self.eos_id, **self.special}[END]
+        self.end_id: int = info.get("end_id", {END: self.eos_id, **self.special}[END])
+        # An imported model's own way to write a conversation; None: it has none, or it is ours (chat.py).
+        source = info.get("template")
+        self.template = ChatTemplate(source, info["named"], list(self.special)) if source else None
         # Where generation ends. An imported model may end its turns at tokens of its own.
         self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
 
@@ -82,6 +86,10 @@ class Tokenizer:
         if eos:
             ids.append(self.eos_id)
         return ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Of an imported tokenizer: `encode(text, special=True)`, and the (begin, end) in the text of each id."""
+        return self._codec.encode_spans(text)  # type: ignore[attr-defined]
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.

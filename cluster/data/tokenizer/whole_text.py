@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 SPACE_MARK = "\u2581"  # in a piece: a space
@@ -61,6 +62,27 @@ class WholeText:
             elif part:
                 ids += (self._with if self._prefixed(part, begins) else self._without).encode(part)
         return ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode(text, special=True)`, and the characters that each id stands for, as (begin, end)."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for part, begins in self._stretches(text, True):
+            if isinstance(part, int):
+                length = len(self._content[part])
+                found = text.find(self._content[part], at)  # after spaces, where the token takes those too
+                ids.append(part)
+                spans.append((at, found + length))
+                at = found + length
+            elif part:
+                at = text.find(part, at)
+                processor = self._with if self._prefixed(part, begins) else self._without
+                found = processor.encode(part, out_type="proto").pieces
+                ids += [piece.id for piece in found]
+                spans += [(at + begin, at + end) for begin, end in _characters_of(part, found)]
+                at += len(part)
+        return ids, spans
 
     def decode(self, ids: Sequence[int], keep_special: bool = False, continues: bool = False) -> str:
         known = [i for i in ids if 0 <= i < self.size and (keep_special or i not in self._special)]
@@ -107,6 +129,17 @@ def _characters(run: bytes) -> str:
         return run.decode("utf-8")
     except UnicodeDecodeError:
         return "\ufffd" * len(run)
+
+
+def _characters_of(text: str, found: Any) -> list[tuple[int, int]]:
+    """The characters of each piece. The bytes of one character all stand for it, as does a prefix for what follows."""
+    ends = accumulate((len(character.encode()) for character in text), initial=0)
+    place = {end: number for number, end in enumerate(ends)}  # from bytes to characters
+    spans = [(place[piece.begin], place[piece.end]) for piece in found]
+    for n in range(len(spans) - 2, -1, -1):
+        if spans[n][0] == spans[n][1] == spans[n + 1][0]:
+            spans[n] = spans[n + 1]
+    return spans
 
 
 def _processor(model: bytes, prefix: bool | None, normalises: bool) -> Any:
