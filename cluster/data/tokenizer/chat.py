@@ -35,8 +35,8 @@ def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
     """A whole conversation. Raises ValueError for messages that don't follow the template."""
     if tokenizer.template is not None:
         check_form(messages)
-        text, said = tokenizer.template.marked(messages)
-        ids, spans = tokenizer.encode_spans(text)
+        rendered, said = tokenizer.template.marked(messages)
+        ids, spans = tokenizer.encode_rendered(*rendered)
         return Rendered(ids, [int(any(b < end and e > begin for begin, end in said)) for b, e in spans])
     check_messages(messages)
     check_own(tokenizer)
@@ -54,7 +54,7 @@ def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     if messages[-1]["role"] != "user":
         raise UserError(f"A prompt must end with the user's message, not with the {messages[-1]['role']}'s.")
     if tokenizer.template is not None:
-        return tokenizer.encode(tokenizer.template.render(messages, prompt=True), special=True)
+        return tokenizer.encode_rendered(*tokenizer.template.render(messages, prompt=True))[0]
     return [*render(tokenizer, messages).ids, tokenizer.special["<|assistant|>"]]
 
 

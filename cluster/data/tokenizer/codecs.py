@@ -94,9 +94,9 @@ class HuggingFace:
         self._tokenizer.encode_special_tokens = not special
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `encode(text, special=True)`, and the characters that each id stands for, as (begin, end)."""
-        self._tokenizer.encode_special_tokens = False
+    def encode_spans(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and the characters that each id stands for, as (begin, end)."""
+        self._tokenizer.encode_special_tokens = not special
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 

@@ -11,6 +11,7 @@ marks around their messages, and what is learned begins where the prompt ends an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -25,15 +26,16 @@ from jinja2.utils import Namespace
 from cluster.errors import UserError
 
 MARKS = 0xF0000  # of a private plane: the first begins what the first assistant says, the second ends it, and so on
+QUOTE = (chr(0x10FFF0), chr(0x10FFF1))  # around a special token's name in a message
 Messages = Sequence[Mapping[str, Any]]
 Span = tuple[int, int]
 
 
-class Marked(NamedTuple):
-    """A rendered conversation; spans: of its characters, what assistants say with the token that ends it."""
+class Text(NamedTuple):
+    """A rendered conversation; quoted: its stretches that are a special token's name, and a person's words."""
 
     text: str
-    spans: list[Span]
+    quoted: list[Span]
 
 
 class ChatTemplate:
@@ -42,33 +44,41 @@ class ChatTemplate:
     Args:
         source: in Jinja.
         named: the special tokens' texts by their roles: {"bos_token": "<s>", …}.
-        special: the names of all special tokens, which no message may hold.
+        special: the names of all special tokens; in a message they are words.
     """
 
     def __init__(self, source: str, named: Mapping[str, str], special: Sequence[str]) -> None:
         self.source, self._named, self._special = source, dict(named), [name for name in special if name]
 
-    def render(self, messages: Messages, prompt: bool = False) -> str:
+    def render(self, messages: Messages, prompt: bool = False) -> Text:
         """The text; prompt: with what stands before the next assistant's message.
 
         Raises:
-            UserError: the template refuses the messages, or is broken; or a message holds a special token's name.
+            UserError: the template refuses the messages, or is broken.
         """
         for number, message in enumerate(messages):
-            held = [name for name in self._special if name in message["content"]]
             if any(ord(c) >= MARKS for c in message["content"]):
                 raise UserError(f"Message {number} holds characters of a private plane of Unicode (U+F0000 and above).")
-            if held:
-                raise UserError(
-                    f"Message {number} holds {held[0]!r}, a special token of this model: no text can be it."
-                )
-        return self._render(messages, prompt)
+        text = self._render(messages, prompt)
+        names = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
+        if not self._special or not any(names.search(message["content"]) for message in messages):
+            return Text(text, [])
+        wrapped = [
+            dict(m) | {"content": names.sub(lambda n: f"{QUOTE[0]}{n[0]}{QUOTE[1]}", m["content"])} for m in messages
+        ]
+        return Text(text, _between(self._render(wrapped, prompt), text, *QUOTE))
 
-    def marked(self, messages: Messages) -> Marked:
-        """The text, and what of it is learned. Raises UserError where the template leaves no trace of a message."""
-        text = self.render(messages)
+    def marked(self, messages: Messages) -> tuple[Text, list[Span]]:
+        """The text, and what of its characters is learned: what assistants say, with the token that ends it.
+
+        Raises:
+            UserError: as `render`; or the template leaves no trace of a message.
+        """
+        rendered = self.render(messages)
+        text = rendered.text
         if "endgeneration" in self.source:
-            return Marked(text, _said(self._render(messages, tracks=True)))
+            begin, end = _TrackedGeneration.begin, _TrackedGeneration.end
+            return rendered, _between(self._render(messages, tracks=True), text, begin, end)
         assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         wrapped = [dict(message) for message in messages]
         for number, i in enumerate(assistants):
@@ -78,7 +88,7 @@ class ChatTemplate:
                 wrapped[i]["content"] = wrapped[i]["content"].replace(core, f"{begin}{core}{end}", 1)
         found = _places(self._render(wrapped), text)
         parts = [(found.get(2 * n), found.get(2 * n + 1)) for n in range(len(assistants))]
-        return Marked(text, [self._span(text, messages, i, *part) for i, part in zip(assistants, parts, strict=True)])
+        return rendered, [self._span(text, messages, i, *part) for i, part in zip(assistants, parts, strict=True)]
 
     def _span(self, text: str, messages: Messages, i: int, begin: int | None, end: int | None) -> Span:
         """Of message `i`, seen from `begin` to `end`: from where its prompt ends to the special token after it."""
@@ -107,7 +117,7 @@ class ChatTemplate:
         """The special token that ends an assistant's message; None: the template has none, or can't be used."""
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            text, spans = self.marked(asked)
+            (text, _), spans = self.marked(asked)
         except UserError:
             return None
         return next((name for name in self._special for _, end in spans if text[:end].endswith(name)), None)
@@ -208,15 +218,16 @@ def _places(marked: str, text: str) -> dict[int, int]:
     return found
 
 
-def _said(marked: str) -> list[Span]:
-    """The stretches that {% generation %} marks, in the text without marks."""
+def _between(marked: str, text: str, begin: str, end: str) -> list[Span]:
+    """The stretches of `text` that stand between these marks. Raises UserError unless it is `marked` without them."""
     spans: list[Span] = []
-    plain = begin = 0
+    plain = start = 0
     for character in marked:
-        if character == _TrackedGeneration.begin:
-            begin = plain
-        elif character == _TrackedGeneration.end:
-            spans.append((begin, plain))
+        if character == begin:
+            start = plain
+        elif character == end:
+            spans.append((start, plain))
         else:
             plain += 1
+    _places(marked, text)
     return spans

@@ -87,9 +87,27 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Of an imported tokenizer: `encode(text, special=True)`, and the (begin, end) in the text of each id."""
-        return self._codec.encode_spans(text)  # type: ignore[attr-defined]
+    def encode_rendered(self, text: str, quoted: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """What an imported model's template wrote: its ids, and the (begin, end) in the text of each.
+
+        Names of special tokens are those tokens, except where they are `quoted`: (begin, end) of a person's words.
+        """
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for begin, end in [*quoted, (len(text), len(text))]:
+            for start, stop, special in ((at, begin, True), (begin, end, False)):
+                if start == stop:
+                    continue
+                # After a newline, so that no space is put before the stretch, as before a text.
+                lead = "" if start == 0 else "\n"
+                found = zip(*self._codec.encode_spans(lead + text[start:stop], special), strict=True)  # type: ignore[attr-defined]
+                for i, (b, e) in found:
+                    if e > len(lead) or not lead:
+                        ids.append(i)
+                        spans.append((start + max(0, b - len(lead)), start + e - len(lead)))
+            at = end
+        return ids, spans
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.

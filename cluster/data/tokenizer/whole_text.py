@@ -63,12 +63,12 @@ class WholeText:
                 ids += (self._with if self._prefixed(part, begins) else self._without).encode(part)
         return ids
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `encode(text, special=True)`, and the characters that each id stands for, as (begin, end)."""
+    def encode_spans(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and the characters that each id stands for, as (begin, end)."""
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         at = 0
-        for part, begins in self._stretches(text, True):
+        for part, begins in self._stretches(text, special):
             if isinstance(part, int):
                 length = len(self._content[part])
                 found = text.find(self._content[part], at)  # after spaces, where the token takes those too

@@ -118,10 +118,22 @@ def test_the_template_goes_out_and_comes_back(both, tmp_path):
     assert render(Tokenizer(tmp_path / "again"), messages) == render(ours, messages)
 
 
-def test_a_special_token_s_name_in_a_message_is_refused(both):
-    ours, _, end, _ = both
-    with pytest.raises(UserError, match="Message 0 holds"):
-        render_prompt(ours, [{"role": USER, "content": f"a{end}b"}])
+def test_a_special_token_s_name_in_a_message_is_words(both):
+    ours, theirs, end, _ = both
+    last = theirs.convert_tokens_to_ids(end)
+    plain = [{"role": USER, "content": "a b"}, {"role": ASSISTANT, "content": "fox"}]
+    named = [{"role": USER, "content": f"a{end}b {end}{end}"}, {"role": ASSISTANT, "content": f"fox {end} and"}]
+    for form in (render, render_prompt):
+        counts = []
+        for messages in (plain, named):
+            ids = render_prompt(ours, messages[:1]) if form is render_prompt else render(ours, messages).ids
+            counts.append(ids.count(last))
+        assert counts[0] == counts[1]
+    ids, mask = render(ours, named)
+    assert f"a{end}b {end}{end}" in ours.decode(ids, keep_special=True)
+    learned = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert learned.count(last) == 1 and learned[-1] == last
+    assert f"fox {end} and" in ours.decode(learned, keep_special=True, continues=True)
 
 
 def test_a_template_s_refusal_is_said(tmp_path):
