@@ -13,6 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data.tokenizer.codecs import load_tokenizers
+from cluster.data.tokenizer.declared import (
+    FLAGS,
+    NAMED,
+    check_declared,
+    content_of,
+    named_in,
+    read_about,
+    read_declared,
+    roles_of,
+    token_of,
+)
 from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer, info_of
 from cluster.errors import UserError
 from model.files import broken, given, read_json, read_text, regular
@@ -27,8 +38,6 @@ KEPT = (  # files of another's tokenizer that go back as they came
     "merges.txt",
     "generation_config.json",
 )
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # sentencepiece's kinds of pieces; the last is always matched whole
 
 
@@ -44,7 +53,7 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
         proto = _sentencepiece(model, model_path)
         if ours := own_info(model):
             return model, ours
-        if not given(json_path) or _asks_for_pieces(_about(source)):
+        if not given(json_path) or _asks_for_pieces(read_about(source)):
             return model, with_turns(model, _of_sentencepiece(source, proto))
     if given(json_path):
         model = regular(json_path, "a JSON object").read_bytes()
@@ -118,12 +127,12 @@ def _template(source: Path, about: dict[str, Any]) -> str | None:
 
 def _texts(about: dict[str, Any], ids: dict[str, Any], by_id: dict[int, str]) -> dict[str, str]:
     """The texts of special tokens by their roles, as a template asks for them."""
-    told = {role: name for role in NAMED if (name := _content(about.get(role)))}
+    told = {role: name for role in NAMED if (name := content_of(about.get(role)))}
     return {f"{n}_token": by_id[i] for n, i in ids.items() if isinstance(i, int) and i in by_id} | told
 
 
 def _of_sentencepiece(source: Path, proto: Any) -> dict[str, Any]:
-    about = _about(source)
+    about = read_about(source)
     own_way = _asks_for_pieces(about)
     if own_way and about["tokenizer_class"].startswith("Gemma"):
         prefix = "never"
@@ -135,15 +144,15 @@ def _of_sentencepiece(source: Path, proto: Any) -> dict[str, Any]:
     base: dict[int, dict[str, Any]] = {}
     for i, piece in enumerate(proto.pieces):
         if piece.type in (UNKNOWN, CONTROL) or (piece.type == USER_DEFINED and own_way):
-            base[i] = _token(i, piece.piece, special=piece.type != USER_DEFINED, normalized=False)
+            base[i] = token_of(i, piece.piece, special=piece.type != USER_DEFINED, normalized=False)
     known = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    declared = _declared(source, about)
-    _check_declared(source, declared, known, len(proto.pieces))
+    declared = read_declared(source, about)
+    check_declared(source, declared, known, len(proto.pieces))
     added = base | declared
-    named = {known[n]: _token(known[n], n, special=True) for n in _named(about) if n in known}
+    named = {known[n]: token_of(known[n], n, special=True) for n in named_in(about) if n in known}
     added = named | added
     tokens: list[dict[str, Any]] = [
-        t | {"special": t["special"] or t["content"] in _roles(about)} for _, t in sorted(added.items())
+        t | {"special": t["special"] or t["content"] in roles_of(about)} for _, t in sorted(added.items())
     ]
     special = {t["content"]: t["id"] for t in tokens if t["special"]}
     ids = _ids(source, about, {t["content"]: t["id"] for t in tokens} | known)
@@ -168,21 +177,21 @@ def _asks_for_pieces(about: dict[str, Any]) -> bool:
 
 
 def _of_tokenizers(source: Path, path: Path) -> dict[str, Any]:
-    about, names, file = _about(source), _named(_about(source)), read_json(path)
+    about, names, file = read_about(source), named_in(read_about(source)), read_json(path)
     model = path.read_bytes()
     bare = _loaded(path, model, [])
-    declared = _declared(source, about, tokenizer_json=False)
+    declared = read_declared(source, about, tokenizer_json=False)
     there = {i: _flags(i, t) for i, t in bare.get_added_tokens_decoder().items()}
     added = []
     for i, token in sorted(declared.items()):
-        token = token | {"special": token["special"] or token["content"] in _roles(about)}
+        token = token | {"special": token["special"] or token["content"] in roles_of(about)}
         if there.get(i) != token:
             added.append(token)
     contents = {t["content"] for t in (*there.values(), *added)}
     for name in names:
         i = bare.token_to_id(name)
         if i is not None and name not in contents:
-            added.append(_token(i, name, special=True))
+            added.append(token_of(i, name, special=True))
     tokenizer = _loaded(path, model, added)
     for token in added:
         i = tokenizer.token_to_id(token["content"])
@@ -243,82 +252,13 @@ def _sentencepiece(model: bytes, path: Path) -> Any:
     return proto
 
 
-def _about(source: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and what only special_tokens_map.json says, as older folders have it."""
-    return read_json(source / "special_tokens_map.json", missing={}) | read_json(
-        source / "tokenizer_config.json", missing={}
-    )
-
-
-def _roles(about: dict[str, Any]) -> list[str]:
-    """The special tokens that have a role."""
-    return [name for n in NAMED if (name := _content(about.get(n)))]
-
-
-def _named(about: dict[str, Any]) -> list[str]:
-    """The special tokens that have a role or are listed."""
-    listed = [about.get("additional_special_tokens"), about.get("extra_special_tokens")]
-    more = [t for tokens in listed for t in (tokens.values() if isinstance(tokens, dict) else tokens or [])]
-    return [*_roles(about), *(name for token in more if (name := _content(token)))]
-
-
-def _declared(source: Path, about: dict[str, Any], tokenizer_json: bool = True) -> dict[int, dict[str, Any]]:
-    """Tokens that the folder adds to those of its model, by id.
-
-    tokenizer_json: look there too, where it is beside a tokenizer.model.
-    """
-    decoder = about.get("added_tokens_decoder")
-    if decoder is not None:
-        where = source / "tokenizer_config.json"
-        if not isinstance(decoder, dict):
-            raise UserError(f"{where}: added_tokens_decoder must be an object, not a {type(decoder).__name__}.")
-        listed = list(decoder.items())
-    else:
-        names, where = _roles(about), source / "added_tokens.json"
-        listed = [(i, {"content": n, "special": n in names}) for n, i in read_json(where, missing={}).items()]
-        path = source / "tokenizer.json"
-        if not listed and tokenizer_json and given(path):
-            where = path
-            listed = [(t.get("id"), t) for t in read_json(path).get("added_tokens") or []]
-    found: dict[int, dict[str, Any]] = {}
-    for number, token in listed:
-        try:
-            i, content = int(number), _content(token)
-        except (TypeError, ValueError):
-            raise UserError(f"{where}: {number!r} is not a token's id.") from None
-        if not content or i < 0:
-            raise UserError(f"{where}: the token with the id {i} has no text, or no id: no text could become it.")
-        if i in found and found[i]["content"] != content:
-            raise UserError(f"{where}: {found[i]['content']!r} and {content!r} both have the id {i}.")
-        flags = token if isinstance(token, dict) else {}
-        special = bool(flags.get("special"))
-        found[i] = _token(i, content, special, **{f: bool(flags[f]) for f in FLAGS if f in flags})
-    return found
-
-
-def _check_declared(source: Path, declared: dict[int, dict[str, Any]], known: dict[str, int], size: int) -> None:
-    """Raises UserError where the reference loader would number the tokens otherwise than they say."""
-    for number, (i, token) in enumerate(sorted((i, t) for i, t in declared.items() if i >= size)):
-        content = token["content"]
-        if content in known:
-            raise UserError(
-                f"{source}: the added token {content!r} has the id {i}, but tokenizer.model has it as piece "
-                f"{known[content]}: no text could become {i}."
-            )
-        if i != size + number:
-            raise UserError(
-                f"{source}: the added token {content!r} has the id {i}, but the ids before it end at "
-                f"{size + number - 1}, and a loader would give it {size + number}. Save the tokenizer again."
-            )
-
-
 def _ids(source: Path, about: dict[str, Any], known: dict[str, int]) -> dict[str, Any]:
     """Of bos, eos and pad: the tokenizer's own bos, and the model's own stops."""
     generation = read_json(source / "generation_config.json", missing={})
     config = read_json(source / "config.json", missing={})
     ids: dict[str, Any] = {}
     for name in ("bos", "eos", "pad"):
-        named = known.get(_content(about.get(f"{name}_token")))
+        named = known.get(content_of(about.get(f"{name}_token")))
         told = [generation.get(f"{name}_token_id"), config.get(f"{name}_token_id")]
         found = [i for i in ([named, *told] if name == "bos" else [*told, named]) if i is not None]
         ids |= {name: found[0]} if found else {}
@@ -329,20 +269,8 @@ def _files(source: Path) -> dict[str, str]:
     return {n: read_text(source / n) for n in KEPT if given(source / n)}
 
 
-def _token(i: int, content: str, special: bool, **flags: bool) -> dict[str, Any]:
-    """A token's fields, as whole_text.Added and AddedToken take them."""
-    plain = dict.fromkeys(FLAGS, False) | {"normalized": not special}
-    return {"id": i, "content": content, "special": special, **plain, **flags}
-
-
 def _flags(i: int, token: Any) -> dict[str, Any]:
     return {"id": i, "content": token.content, "special": token.special} | {f: getattr(token, f) for f in FLAGS}
-
-
-def _content(token: Any) -> str:
-    """A special token is written as its text, or as an object with it."""
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else ""
 
 
 def _is_bpe(processor: Any) -> bool:
