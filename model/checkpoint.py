@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.errors import UserError
+from model.files import read_json
+from model.tensors import load_tensors, save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -19,12 +20,12 @@ def save_model(model: Decoder, folder: Path | str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    save_tensors(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n", encoding="utf-8")
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    return ModelConfig.from_dict(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
+    return ModelConfig.from_dict(read_json(Path(folder) / CONFIG))
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
@@ -40,7 +41,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decode
 
 def load_weights(model: Decoder, folder: Path | str) -> None:
     """Fill an existing model; ValueError names what is missing, unknown or of another shape."""
-    weights = load_file(Path(folder) / WEIGHTS)
+    weights = load_tensors(Path(folder) / WEIGHTS)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != given:

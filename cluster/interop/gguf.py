@@ -13,8 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.data.tokenizer.exchange import TEMPLATE, foreign_info, own_info
+from cluster.data.tokenizer.foreign import own_info, with_turns
 from cluster.errors import UserError
+from cluster.interop.gguf_contents import ARCHITECTURE, check_keys, check_tensors, open_gguf
+from cluster.interop.gguf_tokenizer import describe_tokenizer, sentencepiece_model, tokenizer_info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from model.config import ModelConfig
     from model.interop.convert import Converted
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # token types, llama.cpp's and sentencepiece's
-ARCHITECTURE = "llama"
 MATRICES = {"out": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
@@ -119,31 +119,6 @@ def describe(writer: Any, config: ModelConfig, name: str) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    processor = tokenizer.processor
-    ids = range(tokenizer.vocab_size)
-
-    def kind(i: int) -> int:
-        if processor.is_unknown(i):
-            return UNKNOWN
-        return CONTROL if processor.is_control(i) else BYTE if processor.is_byte(i) else NORMAL
-
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([processor.id_to_piece(i) for i in ids])
-    writer.add_token_scores([processor.get_score(i) for i in ids])
-    writer.add_token_types([kind(i) for i in ids])
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_eot_token_id(tokenizer.end_id)
-    writer.add_unk_token_id(tokenizer.unk_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATE)
-
-
 def tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """llama.cpp's names and float32 values."""
     from model.interop.folder import Weights
@@ -178,30 +153,56 @@ def import_gguf(source: Path, target: Path) -> Converted:
 
     Raises:
         ImportError: the library is missing; says how to install it.
-        ValueError: another architecture than Llama, stretched positions, or another tokenizer than sentencepiece's.
+        UserError: the file is broken, or holds a key or a tensor that a Llama of ours has no place for.
     """
-    import torch
-    from safetensors.torch import save_file
-
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import CONFIG, WEIGHTS
     from model.interop.convert import Converted
+    from model.tensors import save_tensors
 
-    gguf = load_gguf()
-    reader = gguf.GGUFReader(source)
-    given = {name: field.contents() for name, field in reader.fields.items()}
+    load_gguf()
+    given, tensors = open_gguf(source)
+    check_keys(source, given)
     kind = given.get("tokenizer.ggml.model")
     if kind != "llama":
         raise UserError(f"{source}: tokenizer.ggml.model = {kind!r}; supported is 'llama', a sentencepiece tokenizer.")
-    tensors = {t.name: t for t in reader.tensors}
-    config = read_description(given, tied="output.weight" not in tensors)
+    config = read_description(source, given, tied="output.weight" not in tensors)
+    check_tensors(source, tensors, their_names(config))
+    model = sentencepiece_model(source, given)
+    tokenizer = Tokenizer.from_bytes(model, own_info(model) or with_turns(model, tokenizer_info(given)))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}.")
+    weights = read_weights(source, tensors, config)
+    target.mkdir(parents=True, exist_ok=True)
+    save_tensors(weights, target / WEIGHTS)
+    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(target)
+    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
+    return Converted("llama (GGUF)", config, sum(w.numel() for w in weights.values()), dtype, 1)
+
+
+def their_names(config: ModelConfig) -> list[str]:
+    """Of all tensors of such a model."""
+    parts = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", *MATRICES.values())
+    ends = ("token_embd", "output_norm", *(() if config.tie_embeddings else ("output",)))
+    return [f"{name}.weight" for name in (*ends, *(f"blk.{i}.{p}" for i in range(config.n_layers) for p in parts))]
+
+
+def read_weights(source: Path, tensors: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Ours by name. Raises UserError for a tensor of a kind that isn't read, or of another shape than the keys say."""
+    import torch
+
+    from model.count import meta_model
+
+    gguf = load_gguf()
 
     def tensor(name: str) -> torch.Tensor:
-        if name not in tensors:
-            raise UserError(f"{source} lacks {name}, which its metadata imply.")
         t = tensors[name]
         whole = t.tensor_type in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
-        values = t.data if whole else gguf.quants.dequantize(t.data, t.tensor_type)
+        try:
+            values = t.data if whole else gguf.quants.dequantize(t.data, t.tensor_type)
+        except NotImplementedError:
+            raise UserError(f"{source}: {name} is of the type {t.tensor_type.name}, which isn't read.") from None
         return torch.from_numpy(values.copy()).reshape([int(n) for n in reversed(t.shape)])
 
     weights = {"embedding.weight": tensor("token_embd.weight"), "norm.weight": tensor("output_norm.weight")}
@@ -215,37 +216,32 @@ def import_gguf(source: Path, target: Path) -> Converted:
         for name, other in MATRICES.items():
             where = "mixer" if name == "out" else "feed_forward"
             weights[f"{ours}.{where}.{name}.weight"] = tensor(f"{theirs}.{other}.weight")
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / WEIGHTS)
-    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-    model = sentencepiece_model(given)
-    Tokenizer.from_bytes(model, own_info(model) or tokenizer_info(given)).save(target)
-    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
-    return Converted("llama (GGUF)", config, sum(w.numel() for w in weights.values()), dtype, 1)
+    for name, expected in meta_model(config).state_dict().items():
+        if weights[name].shape != expected.shape:
+            found = tuple(weights[name].shape)
+            raise UserError(f"{source}: {name} is {found} in the file, but its keys imply {tuple(expected.shape)}.")
+    return weights
 
 
-def read_description(given: dict[str, Any], tied: bool) -> ModelConfig:
-    """Raises ValueError for another architecture, or positions that are stretched."""
+def read_description(source: Path, given: dict[str, Any], tied: bool) -> ModelConfig:
+    """The keys of the architecture as our config. Raises UserError for one that is missing or can't be expressed."""
     from model.config import ModelConfig
-
-    architecture = given.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise UserError(f"general.architecture = {architecture!r}: supported is {ARCHITECTURE!r}.")
 
     def key(name: str, default: Any = None) -> Any:
         found = given.get(f"{ARCHITECTURE}.{name}", default)
         if found is None:
-            raise UserError(f"The file has no {ARCHITECTURE}.{name}.")
+            raise UserError(f"{source} has no {ARCHITECTURE}.{name}.")
         return found
 
-    if key("rope.scaling.type", "none") != "none" or key("expert_count", 0):
-        raise UserError("rope.scaling.type or expert_count is set: supported are dense models without stretched RoPE.")
     heads, width = key("attention.head_count"), key("embedding_length")
-    head = key("attention.key_length", width // heads)
+    head = key("attention.key_length", width // max(1, heads))
     if key("rope.dimension_count", head) != head or key("attention.value_length", head) != head:
-        raise UserError("rope.dimension_count or attention.value_length differs from the head's size.")
+        raise UserError(f"{source}: rope.dimension_count or attention.value_length differs from the head's size.")
+    tokens = given.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise UserError(f"{source} has no tokenizer.ggml.tokens.")
     return ModelConfig(
-        vocab_size=len(given["tokenizer.ggml.tokens"]) if "llama.vocab_size" not in given else key("vocab_size"),
+        vocab_size=key("vocab_size", len(tokens)),
         d_model=width,
         n_layers=key("block_count"),
         n_heads=heads,
@@ -257,34 +253,3 @@ def read_description(given: dict[str, Any], tied: bool) -> ModelConfig:
         max_seq_len=key("context_length"),
         tie_embeddings=tied,
     )
-
-
-def sentencepiece_model(given: dict[str, Any]) -> bytes:
-    """The tokenizer as a sentencepiece model again."""
-    from sentencepiece import sentencepiece_model_pb2 as sp
-
-    proto = sp.ModelProto()  # type: ignore[attr-defined]
-    names = ("tokens", "scores", "token_type")
-    for piece, score, kind in zip(*(given[f"tokenizer.ggml.{n}"] for n in names), strict=True):
-        proto.pieces.add(piece=piece, score=score, type=kind)
-    spec, ids = proto.trainer_spec, {n: given.get(f"tokenizer.ggml.{n}_token_id", -1) for n in LONG}
-    spec.model_type, spec.vocab_size, spec.byte_fallback = spec.BPE, len(proto.pieces), True
-    spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = (ids[n] for n in LONG)
-    spec.unk_piece, spec.bos_piece, spec.eos_piece, spec.pad_piece = (
-        proto.pieces[ids[n]].piece if ids[n] >= 0 else f"<{n}>" for n in LONG
-    )
-    normal = proto.normalizer_spec
-    normal.name, normal.remove_extra_whitespaces = "identity", False
-    normal.add_dummy_prefix = given.get("tokenizer.ggml.add_space_prefix", True)
-    return proto.SerializeToString()
-
-
-LONG = {"unknown": "unk", "bos": "bos", "eos": "eos", "padding": "pad"}  # llama.cpp's names of special tokens
-
-
-def tokenizer_info(given: dict[str, Any]) -> dict[str, Any]:
-    tokens, kinds = given["tokenizer.ggml.tokens"], given["tokenizer.ggml.token_type"]
-    special = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == CONTROL}
-    ids = {short: given.get(f"tokenizer.ggml.{long}_token_id") for long, short in LONG.items() if short != "unk"}
-    adds = given.get("tokenizer.ggml.add_bos_token", True)
-    return foreign_info("whole-text", special, {n: i for n, i in ids.items() if i is not None}, adds, {})

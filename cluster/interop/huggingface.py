@@ -7,9 +7,8 @@ export   a model's folder of ours ─▶ DIR, whole or not there at all
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -69,10 +68,10 @@ def _whole(target: Path, fill: Callable[[Path], T]) -> T:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a folder that is empty or not there.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    building = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    building.mkdir()  # its mode is the umask's, which a temporary folder's is not
     try:
         result = fill(building)
-        building.chmod(0o777 & ~_umask())
         if target.exists():
             target.rmdir()
         building.rename(target)
@@ -80,12 +79,6 @@ def _whole(target: Path, fill: Callable[[Path], T]) -> T:
         shutil.rmtree(building, ignore_errors=True)
         raise
     return result
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def register_folder(folder: Path, name: str, done: Converted, source: Path, place: Place | None = None) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cluster.registry.versions import Registry, Version
 
-PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "mlflow")
+PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "jinja2", "mlflow")
 
 
 def register(

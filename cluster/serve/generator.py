@@ -74,7 +74,7 @@ class Generator:
         decoding = self._possible(replace(decoding, **changes))
         ids = [self.encode(p, decoding.max_new_tokens) for p in prompts]
         done = generate(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids))
-        return [self._text(c.tokens, decoding)[0] for c in done]
+        return [self._text(c.tokens, decoding, isinstance(p, str))[0] for p, c in zip(prompts, done, strict=True)]
 
     def stream(self, prompt: Prompt, decoding: Decoding = TEXT, **changes: Any) -> Iterator[str]:
         """The text of one answer in pieces, as it is drawn; joined, it is what `generate` returns."""
@@ -86,7 +86,7 @@ class Generator:
         ids = self.encode(prompt, decoding.max_new_tokens)
         for token in stream(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids)):
             tokens.append(token.id)
-            text, ended = self._text(tokens, decoding)
+            text, ended = self._text(tokens, decoding, isinstance(prompt, str))
             if ended:
                 break
             # The last bytes may become a character with the next token, and the last characters a stop.
@@ -97,10 +97,11 @@ class Generator:
         if len(text) > len(shown):
             yield text[len(shown) :]
 
-    def _text(self, tokens: Sequence[int], decoding: Decoding) -> tuple[str, bool]:
-        """(what the tokens say before one of the `stops`, whether there is one)."""
+    def _text(self, tokens: Sequence[int], decoding: Decoding, continues: bool) -> tuple[str, bool]:
+        """(what the tokens say before one of the `stops`, whether there is one); continues: a text, not an answer."""
         at_id = bool(tokens) and tokens[-1] in decoding.stop_ids
-        text, at_text = cut(self.tokenizer.decode(tokens[:-1] if at_id else tokens), decoding.stop_texts)
+        said = self.tokenizer.decode(tokens[:-1] if at_id else tokens, continues=continues)
+        text, at_text = cut(said, decoding.stop_texts)
         return text, at_id or at_text
 
     def encode(self, prompt: Prompt, max_new_tokens: int) -> list[int]:

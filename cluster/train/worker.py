@@ -190,7 +190,9 @@ class Worker:
         """Publish what `write(folder)` writes as the checkpoint of `step`. Rank 0 only; the others return."""
         if self.rank != 0:
             return
-        folder = Path(tempfile.mkdtemp(prefix="tokenmill-checkpoint-"))
+        scratch = Path(tempfile.mkdtemp(prefix="tokenmill-checkpoint-"))
+        folder = scratch / f"{step}"
+        folder.mkdir()  # what is published has the umask's mode, which a temporary folder hasn't
         try:
             write(folder)
             (folder / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in self.events), encoding="utf-8")
@@ -198,7 +200,7 @@ class Worker:
             checkpoints.save(step, folder)
             checkpoints.prune(keep)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_events(path: Path) -> list[dict]:

@@ -4,7 +4,6 @@ Whether a family can hold one of our models is not written down anywhere: the co
 and compared. A field that comes back different, and that has any effect in this model, is one that doesn't fit.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -13,7 +12,8 @@ from typing import Any
 
 from model import mup
 from model.config import ModelConfig
-from model.errors import Missing
+from model.errors import Missing, UserError
+from model.files import given, read_json
 from model.interop.keys import Declaration, Ours, Theirs, Unsupported, value
 from model.interop.rope import ntk_theta
 from model.interop.weights import Pair
@@ -176,16 +176,22 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
         Unsupported: the architecture, or a key's value, has no counterpart here.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not given(path):
         raise Missing(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    named = [*(theirs.get("architectures") or ()), theirs.get("model_type")]
+    theirs = read_json(path)
+    listed = theirs.get("architectures") or []
+    named = [*(listed if isinstance(listed, list) else [listed]), theirs.get("model_type")]
     if "d_model" in theirs and "ff_pattern" in theirs:
         raise Missing(f"{folder} is a tokenmill model already: use it as it is.")
-    if not named[0]:
+    if not named[0] or not isinstance(named[0], str):
         raise Missing(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
     family = family_named(named[0])
-    return family, family.read(theirs), theirs
+    try:
+        return family, family.read(theirs), theirs
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise Unsupported(f"{path} has a value of another kind than {family.architecture} has: {error}.") from error
 
 
 def choose_family(config: ModelConfig, wanted: str | None = None) -> Family:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from model.errors import Missing
+from model.errors import Missing, UserError
+from model.files import AGAIN, given, read_json
+from model.tensors import open_tensors, save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -28,21 +28,24 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if (folder / WEIGHTS).is_file():
+        if given(folder / WEIGHTS):
             files = [WEIGHTS]
-        elif (folder / INDEX).is_file():
-            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        elif given(folder / INDEX):
+            files = sorted(set(_places(folder / INDEX).values()))
         else:
             pickled = " (its .bin files are pickles, which can run any code: convert them first)"
             has_pickle = any(folder.glob("*.bin"))
             raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
-        missing = [f for f in files if not (folder / f).is_file()]
+        missing = [f for f in files if not given(folder / f)]
         if missing:
             raise Missing(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for name in files:
-            file = self._stack.enter_context(safe_open(folder / name, framework="pt"))
+            file = self._stack.enter_context(open_tensors(folder / name))
+            twice = sorted(self._files.keys() & set(file.keys()))
+            if twice:
+                raise UserError(f"{folder}: {name} and another file both hold {twice[0]}.")
             self._files |= dict.fromkeys(file.keys(), file)
         self.metadata: dict[str, str] = file.metadata() or {}  # the last file's; ours has one
 
@@ -59,7 +62,10 @@ class Weights:
     def meta(self, name: str) -> Tensor:
         """A tensor without values: its shape and dtype, from the file's header."""
         part = self._files[name].get_slice(name)
-        return torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+        dtype = part.get_dtype()
+        if dtype not in DTYPES:
+            raise UserError(f"{self.folder}: {name} is of dtype {dtype}; weights are {', '.join(DTYPES)}.")
+        return torch.empty(part.get_shape(), dtype=DTYPES[dtype], device="meta")
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
@@ -72,13 +78,18 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
+
+
+def _places(path: Path) -> dict[str, str]:
+    """The file of each tensor. Raises UserError for an index that is none, or that names files elsewhere."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(f, str) for f in places.values()):
+        raise UserError(f"{path} has no weight_map, an object of tensors and their files: {AGAIN.lower()}.")
+    for name in places.values():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path} names {name!r}, which is outside the model's folder.")
+    return places
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes: int, about: dict[str, str]) -> int:
@@ -110,7 +121,7 @@ def _bytes(tensors: dict[str, Tensor]) -> Iterator[int]:
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, shard: int, about: dict[str, str]) -> None:
-    save_file(tensors, _part(folder, shard), metadata=about)
+    save_tensors(tensors, _part(folder, shard), about)
 
 
 def _part(folder: Path, shard: int) -> Path:

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 
 Theirs = dict[str, Any]  # config.json
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 Ours = dict[str, Any]  # fields of ModelConfig, those of its parts as "moe.top_k"
 
 
@@ -61,8 +62,13 @@ class Key:
 
     def read(self, theirs: Theirs) -> Ours:
         given = theirs.get(self.theirs, theirs.get(self.older))
-        given = self.default if given is None else given
-        return {} if given is None else {self.ours: given}
+        if given is None:
+            return {} if self.default is None else {self.ours: self.default}
+        kind = int if self.default is None else type(self.default)
+        fits = isinstance(given, int | float if kind is float else kind)
+        if not fits or (isinstance(given, bool) and kind is not bool):
+            raise Unsupported.key(self.theirs, given, f"it must be {KINDS[kind]}")
+        return {self.ours: given}
 
     def write(self, config: ModelConfig) -> Theirs:
         return dict.fromkeys(filter(None, (self.theirs, self.older)), value(config, self.ours))

@@ -7,12 +7,13 @@ Weight decay is for matrices and an untied head; embeddings, norms, biases and o
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import mup
 from model.decoder import Decoder
 from model.optim.muon import Muon
+from model.tensors import save_tensors
 from model.train_config import TrainConfig
 
 DECAYED = ("matrix", "router", "head")
@@ -57,7 +58,7 @@ def save_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, pat
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
-    save_file(tensors, path)
+    save_tensors(tensors, path)
 
 
 def load_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:

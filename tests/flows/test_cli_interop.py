@@ -132,3 +132,47 @@ def test_an_import_that_fails_leaves_no_run_at_work(folder, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         register_folder(folder / "ours", "m", done, folder, place)
     assert runs(place, "m")["import"].info.status == "FAILED"
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def their_chat_model(folder: Path) -> Path:
+    """A Llama with a byte-level tokenizer and ChatML, whose config knows nothing of the token that ends a turn."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trained.train_from_iterator(TEXT, vocab_size=300, special_tokens=names)
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=names[0])
+    fast.chat_template = CHATML
+    torch.manual_seed(3)
+    config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, eos_token_id=0, bos_token_id=None, initializer_range=0.5)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_an_imported_model_chats_by_its_own_template(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sqlite_place(folder)
+    their_chat_model(folder / "theirs")
+    ok("import", "theirs", "--name", "chatty", "--out", "ours")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("theirs"), AutoTokenizer.from_pretrained("theirs")
+    messages = [{"role": "user", "content": "What is two plus three?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    made = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=[0, 2])[0, ids.shape[1] :]
+    expected = tokenizer.decode(made, skip_special_tokens=True)
+    words = ["--max-tokens", "12", "--temperature", "0"]
+    for name in ("ours", "models:/chatty/1"):
+        said = CliRunner().invoke(app, ["chat", name, *words], input="What is two plus three?\n/exit\n")
+        assert said.exit_code == 0, said.output
+        assert expected.strip() and expected.strip() in said.output
+    ok("export", "models:/chatty/1", "back")
+    assert AutoTokenizer.from_pretrained("back").chat_template == CHATML

@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,9 +184,9 @@ def _documented(node: Scope, prefix: str, module: str) -> Iterator[FunctionInfo]
 def _remember(path: Path, functions: tuple[Function, ...]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump(functions, file)
-        Path(file.name).replace(path)
+        part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        part.write_text(json.dumps(functions), encoding="utf-8")
+        part.replace(path)
     except OSError:  # a cache that can't be written is only slower
         return
 

@@ -6,6 +6,8 @@
 The role tokens are ids that no text can produce (tokenizer.py), so a message can't end its own turn or start another.
 Nothing, not even a space, stands between a role and its content: a prompt ends with <|assistant|>, and what the model
 writes until <|end|> is the message. The system message is optional; users and assistants take turns.
+
+An imported model has its own template (template.py), and `render` and `render_prompt` write conversations by that.
 """
 
 from __future__ import annotations
@@ -31,9 +33,13 @@ class Rendered(NamedTuple):
 
 def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
     """A whole conversation. Raises ValueError for messages that don't follow the template."""
+    if tokenizer.template is not None:
+        check_form(messages)
+        rendered, said = tokenizer.template.marked(messages)
+        ids, spans = tokenizer.encode_rendered(*rendered)
+        return Rendered(ids, [int(any(b < end and e > begin for begin, end in said)) for b, e in spans])
     check_messages(messages)
-    if f"<|{ROLES[0]}|>" not in tokenizer.special:
-        raise UserError("This tokenizer is an imported model's and has no roles to chat in: complete text with it.")
+    check_own(tokenizer)
     ids, mask = [tokenizer.bos_id], [0]
     for message in messages:
         content = [*tokenizer.encode(message["content"]), tokenizer.end_id]
@@ -44,9 +50,11 @@ def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
 
 def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """The ids after which the model writes the next assistant's message; messages end with the user's."""
-    check_messages(messages)
+    (check_messages if tokenizer.template is None else check_form)(messages)
     if messages[-1]["role"] != "user":
         raise UserError(f"A prompt must end with the user's message, not with the {messages[-1]['role']}'s.")
+    if tokenizer.template is not None:
+        return tokenizer.encode_rendered(*tokenizer.template.render(messages, prompt=True))[0]
     return [*render(tokenizer, messages).ids, tokenizer.special["<|assistant|>"]]
 
 
@@ -72,14 +80,30 @@ def parse(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, str]]:
     return messages
 
 
-def check_messages(messages: Any) -> None:
-    """Raises ValueError, with what is wrong and where, unless `messages` is a conversation."""
+def check_own(tokenizer: Tokenizer) -> None:
+    """Raises UserError for an imported model's tokenizer, which has not our roles."""
+    if f"<|{ROLES[0]}|>" not in tokenizer.special:
+        raise UserError(
+            "This model was imported without a chat template and has no roles to chat in: complete text with it."
+        )
+
+
+def check_form(messages: Any) -> None:
+    """Raises UserError, with what is wrong and where, unless `messages` is a list of them; turns are a template's."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError(f'"messages" must be a list of at least one message, not {str(messages)[:80]!r}.')
-    expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             raise UserError(f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.')
+        if not isinstance(message.get("role"), str):
+            raise UserError(f'Message {number} must be {{"role": …, "content": "text"}}, not {str(message)[:80]!r}.')
+
+
+def check_messages(messages: Any) -> None:
+    """Raises UserError, with what is wrong and where, unless `messages` is a conversation as our template has it."""
+    check_form(messages)
+    expected: tuple[str, ...] = ("system", "user")
+    for number, message in enumerate(messages):
         if message.get("role") not in expected:
             raise UserError(
                 f"Message {number} has the role {message.get('role')!r}; here comes {' or '.join(expected)}: "

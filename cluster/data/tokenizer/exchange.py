@@ -4,8 +4,9 @@ Out:  tokenizer.json         the same pieces as a model of Hugging Face's `token
       tokenizer_config.json  names of the special tokens
       chat_template.jinja    chat.py's template
       tokenizer.model        the sentencepiece model itself, for whoever reads that, and for coming back
-In:   tokenizer.model (sentencepiece), else tokenizer.json, which then needs `tokenizers` to run
+In:   foreign.py
 
+In a Unigram model every character without a piece stands alone, so that it is bytes and its neighbours are as ever.
 A piece's U+2581 is a space in tokenizer.json, so no text has to be rewritten on its way in or out, and a U+2581 in a
 text becomes its bytes, as with us. Special tokens are where they differ on purpose: Hugging Face turns the *text*
 "<|user|>" into the special token (`split_special_tokens=True` turns that off), which is how its templates work; ours
@@ -18,20 +19,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.data.tokenizer.codecs import SPACE_MARK, load_tokenizers
-from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer, info_of
+from cluster.data.tokenizer.foreign import KEPT, read_tokenizer
+from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
+from cluster.data.tokenizer.whole_text import SPACE_MARK
 from cluster.errors import UserError
 
-KEPT = (  # a foreign tokenizer's files go back as they came
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-)
 NEVER = -1e6  # Unigram's score of what no text may match
 
 TEMPLATE = """\
@@ -57,8 +49,9 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tup
     """Write a tokenizer's files into `folder`; returns what config.json and generation_config.json say of its ids."""
     info = tokenizer.info
     if "library" in info:
-        for name, text in info["files"].items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name in KEPT:  # by our list of names, so that no file is written elsewhere
+            if name in info["files"]:
+                (folder / name).write_text(info["files"][name], encoding="utf-8")
         if info["library"] == "whole-text":
             (folder / "tokenizer.model").write_bytes(tokenizer.model)
         ids = {f"{name}_token_id": i for name, i in info["ids"].items()}
@@ -107,6 +100,11 @@ def as_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         vocab = [[piece, score] for piece, score in zip(pieces, scores, strict=True)]
         model = {"type": "Unigram", "unk_id": tokenizer.unk_id, "vocab": vocab, "byte_fallback": True}
+    split = [f"{SPACE_MARK}|[^\\n{SPACE_MARK}]*\\n+|[^\\n{SPACE_MARK}]+"]  # in lines, as codecs.SentencePiece
+    if model["type"] == "Unigram":
+        # Beside a character without a piece, the text "<|user|>" as one token would score best of all ways.
+        alphabet = sorted({c for i, piece in enumerate(pieces) if texts[i] for c in piece})
+        split.append("[^" + "".join(f"\\x{{{ord(c):X}}}" for c in alphabet) + "]")
     start = {"SpecialToken": {"id": BOS, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
@@ -127,11 +125,12 @@ def as_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:
             if processor.is_control(i) or processor.is_unknown(i)
         ],
         "normalizer": None,
-        "pre_tokenizer": {  # in lines, as codecs.SentencePiece
-            "type": "Split",
-            "pattern": {"Regex": f"{SPACE_MARK}|[^\\n{SPACE_MARK}]*\\n+|[^\\n{SPACE_MARK}]+"},
-            "behavior": "Isolated",
-            "invert": False,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+                for regex in split
+            ],
         },
         "post_processor": {
             "type": "TemplateProcessing",
@@ -181,109 +180,3 @@ def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
     tokenizer.save(target)
     kinds = {"whole-text": "sentencepiece", "tokenizers": "tokenizer.json (runs with the package tokenizers)"}
     return kinds.get(info.get("library", ""), "sentencepiece, trained by tokenmill")
-
-
-def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
-    """The tokenizer's bytes and our info about it."""
-    if (source / "tokenizer.model").is_file():
-        model = (source / "tokenizer.model").read_bytes()
-        return model, own_info(model) or _foreign(source, "whole-text", _sentencepiece_names(model))
-    if (source / "tokenizer.json").is_file():
-        model = (source / "tokenizer.json").read_bytes()
-        return model, _foreign(source, "tokenizers", _tokenizers_names(model))
-    if (source / "vocab.json").is_file():
-        raise UserError(
-            f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
-            "writes one."
-        )
-    return b"", None
-
-
-def own_info(model: bytes) -> dict[str, Any] | None:
-    """The info of a sentencepiece model that was trained here: it has our special tokens in their places."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    names = (PAD, UNK, BOS, EOS, *SPECIAL)
-    ours = processor.vocab_size() > len(names) and all(processor.id_to_piece(i) == n for i, n in enumerate(names))
-    return info_of(model, "bpe" if _is_bpe(processor) else "unigram") if ours else None
-
-
-def _is_bpe(processor: Any) -> bool:
-    """BPE's scores are the negative ranks of its pieces; Unigram's are logarithms."""
-    start = len((PAD, UNK, BOS, EOS, *SPECIAL)) + 256
-    return all(processor.get_score(i) == start - i for i in range(start, min(start + 8, processor.vocab_size())))
-
-
-def _sentencepiece_names(model: bytes) -> dict[str, int]:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return {processor.id_to_piece(i): i for i in range(processor.vocab_size()) if processor.is_control(i)}
-
-
-def _tokenizers_names(model: bytes) -> dict[str, int]:
-    added = json.loads(model).get("added_tokens") or []
-    return {t["content"]: t["id"] for t in added if t.get("special")}
-
-
-def _foreign(source: Path, library: str, special: dict[str, int]) -> dict[str, Any]:
-    config, generation, about = (
-        _json(source / f) for f in ("config.json", "generation_config.json", "tokenizer_config.json")
-    )
-    for i, token in (about.get("added_tokens_decoder") or {}).items():
-        if token.get("special"):
-            special[token["content"]] = int(i)
-    ids: dict[str, Any] = {}
-    for name in ("bos", "eos", "pad"):
-        named = special.get(_content(about.get(f"{name}_token")))
-        found = [
-            i for i in (generation.get(f"{name}_token_id"), config.get(f"{name}_token_id"), named) if i is not None
-        ]
-        ids |= {name: found[0]} if found else {}
-    adds_bos = _adds_bos(source, library, about, ids.get("bos"))
-    files = {n: (source / n).read_text(encoding="utf-8") for n in KEPT if (source / n).is_file()}
-    return foreign_info(library, special, ids, adds_bos, files)
-
-
-def foreign_info(
-    library: str, special: dict[str, int], ids: dict[str, Any], adds_bos: bool, files: dict[str, str]
-) -> dict[str, Any]:
-    """What our tokenizer.json says of a tokenizer that was trained elsewhere.
-
-    Args:
-        ids: of bos, eos (or a list of them: where generation ends) and pad, as far as it has them.
-        files: what goes back as it came.
-    """
-    eos = ids.get("eos", [])
-    stops = list(eos) if isinstance(eos, list) else [eos]
-    first = stops[0] if stops else -1
-    return {
-        "format": 1,
-        "library": library,
-        "pad_id": ids.get("pad", first),
-        "unk_id": -1,
-        "bos_id": ids.get("bos", -1),
-        "eos_id": first,
-        "adds_bos": adds_bos and "bos" in ids,
-        "stop_ids": stops,
-        "special": special,
-        "ids": ids,
-        "files": files,
-    }
-
-
-def _adds_bos(source: Path, library: str, about: dict[str, Any], bos: int | None) -> bool:
-    """Whether its own library begins a text with the beginning-of-sequence token."""
-    if library == "tokenizers":
-        return load_tokenizers((source / "tokenizer.json").read_bytes()).encode("a").ids[:1] == [bos]
-    return bool(about.get("add_bos_token", True))
-
-
-def _content(token: Any) -> str:
-    """A special token is written as its text, or as an object with it."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data.tokenizer.codecs import make_codec
+from cluster.data.tokenizer.template import ChatTemplate
 from cluster.errors import UserError
+from model.files import given, read_json, regular
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
@@ -33,14 +35,14 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        try:
-            self._load(
-                (folder / "tokenizer.model").read_bytes(),
-                json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")),
-            )
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} has no {Path(error.filename).name}: it isn't a tokenizer's folder.") from None
+        model, info = (Path(folder) / name for name in ("tokenizer.model", "tokenizer.json"))
+        for path in (model, info):
+            if not given(path):
+                raise UserError(f"{folder} has no {path.name}: it isn't a tokenizer's folder.")
+        about = read_json(info)
+        if "special" not in about:
+            raise UserError(f"{info} isn't a tokenizer of tokenmill's; of a Hugging Face folder: tokenmill import.")
+        self._load(regular(model, "a tokenizer").read_bytes(), about)
 
     @classmethod
     def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:
@@ -55,15 +57,12 @@ class Tokenizer:
         self.special: dict[str, int] = dict(info["special"])
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
         self.adds_bos: bool = info.get("adds_bos", True)
-        self.end_id: int = {END: self.eos_id, **self.special}[END]
+        self.end_id: int = info.get("end_id", {END: self.eos_id, **self.special}[END])
+        # An imported model's own way to write a conversation; None: it has none, or it is ours (chat.py).
+        source = info.get("template")
+        self.template = ChatTemplate(source, info["named"], list(self.special)) if source else None
         # Where generation ends. An imported model may end its turns at tokens of its own.
         self.stop_ids: tuple[int, ...] = tuple(info.get("stop_ids", (self.eos_id, self.end_id)))
-        self._names = {
-            self.pad_id: PAD,
-            self.bos_id: BOS,
-            self.eos_id: EOS,
-            **{i: name for name, i in self.special.items()},
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "info": self.info}
@@ -71,40 +70,54 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._load(state["model"], state["info"])
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of a text, of any length. What can't be UTF-8 (a lone surrogate) becomes U+FFFD.
 
         bos: begin with the beginning-of-sequence id, unless this is an imported model's that wants none.
+        special: names of special tokens in the text are those tokens: for what an imported model's chat template
+            wrote, never for a person's text.
         """
         ids = [self.bos_id] if bos and self.adds_bos else []
         try:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids += self._codec.encode(text)
+        ids += self._codec.encode(text, special)
         if eos:
             ids.append(self.eos_id)
         return ids
 
-    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+    def encode_rendered(self, text: str, quoted: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """What an imported model's template wrote: its ids, and the (begin, end) in the text of each.
+
+        Names of special tokens are those tokens, except where they are `quoted`: (begin, end) of a person's words.
+        """
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for begin, end in [*quoted, (len(text), len(text))]:
+            for start, stop, special in ((at, begin, True), (begin, end, False)):
+                if start == stop:
+                    continue
+                # After a newline, so that no space is put before the stretch, as before a text.
+                lead = "" if start == 0 else "\n"
+                found = zip(*self._codec.encode_spans(lead + text[start:stop], special), strict=True)  # type: ignore[attr-defined]
+                for i, (b, e) in found:
+                    if e > len(lead) or not lead:
+                        ids.append(i)
+                        spans.append((start + max(0, b - len(lead)), start + e - len(lead)))
+            at = end
+        return ids, spans
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.
 
-        `decode(encode(text)) == text` for every text. Bytes that are not UTF-8 become U+FFFD.
+        `decode(encode(text)) == text` for every text, of a tokenizer that was trained here; an imported one gives what
+        its own library gives. Bytes that are not UTF-8 become U+FFFD.
+
+        continues: the ids go on from a text, such as a prompt: a space at their beginning is kept.
         """
-        out: list[str] = []
-        run: list[int] = []
-        for i in [*map(int, ids), self.pad_id]:
-            if i not in self._names:
-                run.append(i)
-                continue
-            if run:
-                out.append(self._codec.decode(run))
-                run = []
-            if keep_special:
-                out.append(self._names[i])
-        if keep_special:
-            out.pop()  # the pad that ended the last run
-        return "".join(out)
+        return self._codec.decode([*map(int, ids)], keep_special, continues)
 
     @property
     def processor(self) -> Any:

@@ -72,6 +72,20 @@ def test_any_text_is_encoded_alike(both, text):
     same(both[0], both[1], text)
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_the_text_of_a_token_never_becomes_it_whatever_the_alphabet_lacks(algorithm, tmp_path):
+    """Neither a special token nor a byte's: here "|", "<", "x", digits and capitals have no pieces."""
+    ours = train(["the fox runs over a dog. " * 50], TokenizerConfig(vocab_size=275, algorithm=algorithm))
+    export_tokenizer(ours, tmp_path, 64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    names = [ours.processor.id_to_piece(i) for i in range(264)]  # special tokens and bytes
+    for name in names:
+        for text in (name, f"the {name} fox", f"🙂{name}{name}\n"):
+            same(ours, theirs, text)
+    for text in ODD:
+        same(ours, theirs, text)
+
+
 def test_special_tokens_keep_their_ids_and_a_text_begins_with_bos(both):
     ours, theirs, _ = both
     assert theirs.convert_tokens_to_ids([*SPECIAL]) == [ours.special[name] for name in SPECIAL]
@@ -157,7 +171,8 @@ def test_another_sentencepiece_model_runs_as_it_was_trained(tmp_path):
     processor = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
     text = "return self.model"
     assert ours.encode(text, bos=True) == [1, *processor.encode(text)]
-    assert ours.decode(ours.encode(text)) == f" {text}"
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.decode(ours.encode(text), continues=True) == f" {text}"
     assert ours.stop_ids == (2, 7)
     (tmp_path / "again").mkdir()
     written, _ = export_tokenizer(ours, tmp_path / "again", 64)

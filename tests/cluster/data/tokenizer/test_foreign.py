@@ -1,0 +1,96 @@
+"""Imported tokenizers encode and decode as `AutoTokenizer` does, in every form that the hub has."""
+
+import json
+
+import pytest
+from their_tokenizers import FORMS, PLAIN, SPECIAL, added, byte_level, odd_texts, pieces, token, write
+from transformers import AutoTokenizer
+
+from cluster.data.tokenizer.exchange import export_tokenizer, import_tokenizer
+from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.errors import UserError
+
+
+@pytest.fixture(scope="module", params=list(FORMS))
+def both(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("theirs")
+    FORMS[request.param](folder)
+    write(folder, "config.json", {"model_type": "llama"})
+    ours = folder / "ours"
+    ours.mkdir()
+    assert import_tokenizer(folder, ours, 10_000)
+    return Tokenizer(ours), AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_thousand_odd_texts_are_encoded_and_decoded_alike(both):
+    ours, theirs = both
+    texts = odd_texts()
+    assert len(texts) == 1000
+    for special in (False, True):
+        ids = theirs(texts, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+        kept, left_out = (theirs.batch_decode(ids, skip_special_tokens=skip) for skip in (False, True))
+        for number, text in enumerate(texts):
+            assert ours.encode(text, special=special) == ids[number], repr(text)
+            assert ours.decode(ids[number], keep_special=True) == kept[number], repr(text)
+            assert ours.decode(ids[number]) == left_out[number], repr(text)
+
+
+def test_every_id_goes_in_and_out(both):
+    ours, theirs = both
+    assert ours.vocab_size == len(theirs)
+    texts = theirs.batch_decode([[i] for i in range(ours.vocab_size)])
+    assert [ours.decode([i], keep_special=True) for i in range(ours.vocab_size)] == texts
+    assert [ours.encode(text, special=True) for text in texts] == theirs(texts, add_special_tokens=False)["input_ids"]
+    for name in (SPECIAL, PLAIN):
+        i = theirs.convert_tokens_to_ids(name)
+        assert ours.encode(name, special=True)[-1] == i
+        assert ours.decode([i], keep_special=True) == name
+    assert theirs.convert_tokens_to_ids(SPECIAL) not in ours.encode(SPECIAL)
+
+
+def test_a_text_begins_with_bos_where_theirs_does(both):
+    ours, theirs = both
+    with_bos = theirs("fox", split_special_tokens=True)["input_ids"]
+    assert ours.encode("fox", bos=True) == with_bos
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"602": token("<a>")}, "'<a>' has the id 602, but the ids before it end at 599"),
+        ({"600": token("<a>"), "602": token("<b>")}, "'<b>' has the id 602"),
+        ({"600": token("e")}, "'e' has the id 600, but tokenizer.model has it as piece"),
+        ({"600": token("")}, "600 has no text"),
+        ({"-1": token("<a>")}, "no id"),
+        ({"x": token("<a>")}, "'x' is not a token's id"),
+        ([token("<a>")], "must be an object, not a list"),
+    ],
+)
+def test_a_token_that_no_text_could_become_is_refused(tokens, message, tmp_path):
+    pieces(tmp_path, "LlamaTokenizer", added_tokens_decoder=tokens)
+    with pytest.raises(UserError, match=message):
+        import_tokenizer(tmp_path, tmp_path, 10_000)
+
+
+def test_a_token_whose_id_contradicts_the_tokenizer_is_refused(tmp_path):
+    byte_level(tmp_path)
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write(tmp_path, "tokenizer_config.json", about | {"added_tokens_decoder": {"900": token("<far>", True)}})
+    with pytest.raises(UserError, match=r"'<far>' has the id 900 in tokenizer_config.json .* and 604 in"):
+        import_tokenizer(tmp_path, tmp_path, 10_000)
+
+
+def test_more_ids_than_the_model_has_rows_are_refused(tmp_path):
+    pieces(tmp_path, "LlamaTokenizer")
+    with pytest.raises(UserError, match=f"{600 + len(added(0))} ids, the model only 600"):
+        import_tokenizer(tmp_path, tmp_path, 600)
+
+
+def test_no_file_is_written_outside_the_folder(tmp_path):
+    byte_level(tmp_path)
+    (tmp_path / "ours").mkdir()
+    import_tokenizer(tmp_path, tmp_path / "ours", 10_000)
+    info = json.loads((tmp_path / "ours" / "tokenizer.json").read_text(encoding="utf-8"))
+    write(tmp_path / "ours", "tokenizer.json", info | {"files": info["files"] | {"../outside.txt": "x"}})
+    export_tokenizer(Tokenizer(tmp_path / "ours"), tmp_path / "ours", 64)
+    assert not (tmp_path / "outside.txt").exists()
