@@ -57,21 +57,12 @@ class CorpusConfig(BaseModel):
         return sources
 
 
-def check(config: CorpusConfig) -> None:
-    """Every source is there.
+def external(config: CorpusConfig) -> dict[str, str]:
+    """A digest of each source's files that are read: their names and content.
 
     Raises:
-        ValueError: a path that matches nothing, or nothing of a known kind; a package that isn't installed.
+        UserError: a path that matches nothing, or nothing of a known kind; a package that isn't installed.
     """
-    for source in config.sources:
-        if source.path.startswith(installed.SCHEME):
-            installed.parse(source.path)
-        else:
-            find_files(source)
-
-
-def external(config: CorpusConfig) -> dict[str, str]:
-    """A digest of each source's files that are read: their names and content."""
     from cluster.store.source import digest_files
 
     digests = {}
