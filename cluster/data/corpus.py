@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cluster.stage import Workspace
     from cluster.store.walk import Passed
 
-__all__ = ["STAGE", "CorpusConfig", "Source", "check", "external", "run"]
+__all__ = ["STAGE", "CorpusConfig", "Source", "external", "run"]
 
 
 class CorpusConfig(BaseModel):
