@@ -91,7 +91,9 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
     assert {"MLmodel", "pyfunc.py", "input_example.json"} <= files
     requirements = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     assert all("==" in r for r in requirements)
-    assert {r.split("==")[0] for r in requirements} == {"torch", "numpy", "safetensors", "sentencepiece", "mlflow"}
+    assert {r.split("==")[0] for r in requirements} == {
+        "torch", "numpy", "safetensors", "sentencepiece", "jinja2", "mlflow",
+    }  # fmt: skip
     from mlflow.models import Model
 
     made = Model.load(str(folder))
