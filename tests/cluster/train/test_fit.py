@@ -123,8 +123,6 @@ def test_no_cluster_at_an_address_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     session = Session(ClusterConfig.model_validate({"address": "127.0.0.1:1"}))
     monkeypatch.setattr(session, "_start", lambda: (_ for _ in ()).throw(ConnectionError("refused")))
     with pytest.raises(UserError, match=r"address is '127.0.0.1:1', and Ray can't be joined there: refused"):
-        UserError, match=r"\[cluster\] address is '127.0.0.1:1', and Ray can't be joined there: refused"
-    ):
         session.ensure()
     monkeypatch.setattr(session, "_start", lambda: None)
     assert session.ensure() is session  # the next call tries again
