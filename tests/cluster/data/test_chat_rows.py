@@ -62,6 +62,10 @@ def test_best_fit_cuts_nothing_overfills_nothing_and_wastes_less_than_half(lengt
     assert all(a + b > 50 for n, a in enumerate(sizes) for b in sizes[n + 1 :])  # no two bins could be one
 
 
+def test_the_longest_go_first_so_that_the_short_ones_fill_up():
+    assert sorted(map(sorted, best_fit([3, 3, 3, 7, 7, 7], 10))) == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_best_fit_refuses_what_cannot_fit():
     with pytest.raises(ValueError, match="doesn't fit"):
         best_fit([3, 9], 8)
