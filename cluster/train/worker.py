@@ -11,6 +11,7 @@ Nothing of Ray is in a training step: a message is sent without waiting for its 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -176,7 +177,10 @@ class Worker:
         return {name: value for point in points for name, value in point.items()}
 
     def mean(self, sums: dict[str, tuple[float, int]]) -> dict[str, float]:
-        """Means over all ranks from each rank's (sum, count) of the same names. Every rank must call it."""
+        """Means over all ranks from each rank's (sum, count) of the same names; NaN over nothing.
+
+        Every rank must call it.
+        """
         import torch
         import torch.distributed as dist
 
@@ -184,7 +188,8 @@ class Worker:
         if self.world_size > 1:
             table = table.to(self.device if dist.get_backend() == "nccl" else "cpu")
             dist.all_reduce(table)
-        return {name: total / max(count, 1.0) for name, (total, count) in zip(sums, table.tolist(), strict=True)}
+        means = zip(sums, table.tolist(), strict=True)
+        return {name: total / count if count else math.nan for name, (total, count) in means}
 
     def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> None:
         """Publish what `write(folder)` writes as the checkpoint of `step`. Rank 0 only; the others return."""

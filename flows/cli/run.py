@@ -142,7 +142,7 @@ def championship(run: Run, console: Console) -> int:
     try:
         version = Registry(run.tracker.place).get(f"models:/{released['name']}/{released['version']}")
     except (UserError, ConnectionError) as error:
-        words = f"Error: whether it is the champion can't be told: {paragraph(error)}"
+        words = f"Error: whether it is the champion can't be known: {paragraph(error)}"
         console.print(words, markup=False, soft_wrap=True)
         return 1
     if CHAMPION in version.aliases:

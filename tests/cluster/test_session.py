@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from cluster.session import Session
+from cluster.errors import UserError
+from cluster.session import ClusterConfig, Session
 
 
 class Slow(Session):
@@ -62,3 +63,37 @@ def test_the_thread_that_started_ray_lives_until_close_since_ray_would_die_with_
     assert thread is not None and thread.is_alive()
     session.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "expected"),
+    [
+        ({}, {"CPU": 8.0}, (1, False, 8.0)),
+        ({}, {"CPU": 8.0, "GPU": 2.0}, (2, True, 4.0)),
+        ({"workers": 2}, {"CPU": 8.0, "GPU": 2.0}, (2, True, 4.0)),  # as many as there are
+        ({"workers": 3}, {"CPU": 8.0, "GPU": 2.0}, "workers = 3, but the cluster has 2 GPUs"),
+        ({"workers": 3, "use_gpu": False}, {"CPU": 8.0, "GPU": 2.0}, (3, False, 2.0)),
+        ({"workers": 3}, {"CPU": 2.0}, (3, False, 2 / 3)),
+        ({"use_gpu": True}, {"CPU": 2.0}, "Ray sees no GPU here"),
+        ({"workers": 2, "cpus_per_worker": 4.0}, {"CPU": 8.0}, (2, False, 4.0)),
+        (
+            {"workers": 2, "cpus_per_worker": 4.5},
+            {"CPU": 8.0},
+            "2 workers x 4.5 CPUs need 9 CPUs and the cluster has 8",
+        ),
+        ({"workers": 0, "cpus_per_worker": 3.0}, {"CPU": 8.0}, (0, False, 3.0)),
+    ],
+)
+def test_workers_are_what_is_asked_for_and_the_cluster_has(
+    monkeypatch: pytest.MonkeyPatch, config: dict, cluster: dict, expected: tuple | str
+) -> None:
+    import ray
+
+    session = Session(ClusterConfig.model_validate(config))
+    monkeypatch.setattr(session, "ensure", lambda: session)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            session.workers()
+    else:
+        assert session.workers() == pytest.approx(expected)
