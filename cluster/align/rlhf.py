@@ -22,6 +22,7 @@ from cluster.data.held_out import one_in, question
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
+from cluster.store.source import located
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import run_trainer
@@ -90,7 +91,8 @@ class Alignment:
 def run_rlhf(ws: Workspace) -> RlhfSummary:
     """Optimise the input model. Writes a model artifact; the summary has the held-out score before and after."""
     config: RlhfConfig = ws.config
-    given = Alignment(config, ws.inputs["model"])
+    urls = {name: tuple(map(located, getattr(config, name))) for name in ("tasks", "preferences", "heldout")}
+    given = Alignment(config.model_copy(update=urls), ws.inputs["model"])  # a worker has a folder of its own
     result = fit(ws, rlhf_worker, given, progress(ws, config.train.steps))
     return export_model(ws, given.model.path(), result, RlhfSummary)
 

@@ -71,6 +71,11 @@ def open_binary(url: str | Path) -> BinaryIO:
     return cast(BinaryIO, Path(_local(text)).open("rb", buffering=1 << 20))
 
 
+def located(url: str) -> str:
+    """The same data, named so that a process in another folder finds it: a relative path becomes an absolute one."""
+    return url if url.startswith(("generated://", "s3://")) else _local(url)
+
+
 def digest_source(url: str | Path) -> str:
     """A digest of what is there now: it changes when a file's name or content does.
 
