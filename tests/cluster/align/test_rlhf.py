@@ -17,8 +17,9 @@ from cluster.align import instruct, rlhf
 from cluster.align.config import PREFERENCE, RlhfConfig
 from cluster.align.instruct import InstructConfig, InstructSummary
 from cluster.align.preferences import Pair, Pairs
-from cluster.align.rlhf import Alignment, RlhfSummary, rlhf_worker, split
+from cluster.align.rlhf import Alignment, RlhfSummary, rlhf_worker
 from cluster.align.rollout import Rollouts
+from cluster.align.split import split
 from cluster.data.examples import examples
 from cluster.data.held_out import question
 from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -285,7 +286,7 @@ def test_workers_find_data_whose_paths_are_relative(tmp_path: Path, monkeypatch:
         raise Given
 
     asked = config(tasks=("d/t.jsonl", TASKS), heldout=("s3://b/h.jsonl",), preferences=("~/p.jsonl",))
-    for module, settings in ((rlhf, asked), (instruct, InstructConfig(data=("d/*.jsonl",)))):
+    for module, settings in ((rlhf, asked), (instruct, InstructConfig.model_validate({"data": ["d/*.jsonl"]}))):
         monkeypatch.setattr(module, "fit", fit)
         run = module.run_rlhf if module is rlhf else module.run_instruct
         with pytest.raises(Given):
