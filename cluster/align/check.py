@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.align.config import PREFERENCE
+from cluster.align.split import split
 from cluster.data.examples import examples, generated
 from cluster.data.examples.lengths import task_fits
 from cluster.data.tokenizer.chat import render
@@ -33,23 +34,30 @@ def check_instruct(step: Step, tokenizer: Path | None) -> None:
 
 
 def check_rlhf(step: Step, tokenizer: Path | None) -> None:
-    """Raises UserError for a wrong task or pair, for a prompt that the context doesn't hold, and if no pair fits."""
+    """Raises UserError for a wrong task or pair, and if none is left to train on or to be scored on.
+
+    With a tokenizer also for a prompt that the context doesn't hold, and if no pair of either part fits.
+    """
     from cluster.data.tokenizer.tokenizer import Tokenizer
 
     config: RlhfConfig = step.config
-    pairs = config.method in PREFERENCE
-    read = examples.read_preferences if pairs else examples.read_tasks
     if tokenizer is None:
-        _named("rlhf", lambda: read(_files((*config.data, *config.heldout))))
+        if _files((*config.data, *config.heldout)):
+            _named("rlhf", lambda: split(config))
         return
-    pieces, context = Tokenizer(tokenizer), model_of(step).max_seq_len
-    if not pairs:
-        fits = task_fits(pieces, context)
-        _named("rlhf", lambda: examples.read_tasks((*config.data, *config.heldout), fits=fits))
+    _named("rlhf", lambda: _aligned(config, Tokenizer(tokenizer), model_of(step).max_seq_len))
+
+
+def _aligned(config: RlhfConfig, tokenizer: Tokenizer, context: int) -> None:
+    if config.method not in PREFERENCE:
+        examples.read_tasks((*config.data, *config.heldout), fits=task_fits(tokenizer, context))
+        split(config)
         return
     longest = min(config.train.seq_len, context)
-    if not any(_longest(pieces, pair) <= longest for pair in examples.read_preferences(config.data)):
-        raise UserError(f"[rlhf] no preference pair fits into {longest} tokens: raise rlhf.train.seq_len.")
+    for part, of in zip(split(config), ("train on", "be scored on"), strict=True):
+        if not any(_longest(tokenizer, pair) <= longest for pair in part):
+            key = "rlhf.train.seq_len" if longest < context else "rlhf.train.seq_len and model.max_seq_len"
+            raise UserError(f"no preference pair to {of} fits into {longest} tokens: raise {key}, or shorten them.")
 
 
 def pair_ids(tokenizer: Tokenizer, pair: Mapping) -> tuple[list[int], list[int]]:

@@ -19,6 +19,7 @@ from cluster.data.examples import examples
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
+from cluster.store.source import located
 from cluster.train.cost import training_cost
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
@@ -86,7 +87,8 @@ class Instruction:
 def run_instruct(ws: Workspace) -> InstructSummary:
     """Fine-tune the input model. Writes a model artifact."""
     config: InstructConfig = ws.config
-    given = Instruction(config, ws.inputs["model"], ws.inputs["tokens"])
+    found = config.model_copy(update={"data": tuple(map(located, config.data))})  # a worker has a folder of its own
+    given = Instruction(found, ws.inputs["model"], ws.inputs["tokens"])
     result = fit(ws, instruct_worker, given, progress(ws, config.train.steps))
     return export_model(ws, given.model.path(), result, InstructSummary)
 

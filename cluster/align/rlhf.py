@@ -17,11 +17,12 @@ from typing import Any, Self
 from cluster.align.check import check_rlhf
 from cluster.align.config import PREFERENCE, RlhfConfig, policy_problem
 from cluster.align.cost import rlhf_cost
+from cluster.align.split import split
 from cluster.data.examples import examples
-from cluster.data.held_out import one_in, question
 from cluster.errors import UserError
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
+from cluster.store.source import located
 from cluster.train.export import export_model, progress
 from cluster.train.fit import fit
 from cluster.train.loop import run_trainer
@@ -90,7 +91,8 @@ class Alignment:
 def run_rlhf(ws: Workspace) -> RlhfSummary:
     """Optimise the input model. Writes a model artifact; the summary has the held-out score before and after."""
     config: RlhfConfig = ws.config
-    given = Alignment(config, ws.inputs["model"])
+    urls = {name: tuple(map(located, getattr(config, name))) for name in ("tasks", "preferences", "heldout")}
+    given = Alignment(config.model_copy(update=urls), ws.inputs["model"])  # a worker has a folder of its own
     result = fit(ws, rlhf_worker, given, progress(ws, config.train.steps))
     return export_model(ws, given.model.path(), result, RlhfSummary)
 
@@ -128,29 +130,6 @@ def rlhf_worker(worker: Worker, given: Alignment) -> dict | StoppedAt:
         "heldout_items": len(learner.heldout),
         "too_long": too_long,
     }
-
-
-def split(config: RlhfConfig) -> tuple[list[dict], list[dict]]:
-    """(items to train on, held-out items), no conversation in both."""
-    read = examples.read_preferences if config.method in PREFERENCE else examples.read_tasks
-    items = read(config.data)
-    if config.heldout:
-        heldout = read(config.heldout)
-        kept = {question(item) for item in heldout}
-        train = [item for item in items if question(item) not in kept]
-    else:
-        train = [item for item in items if not one_in_ten(item)]
-        heldout = [item for item in items if one_in_ten(item)]
-    if not train or not heldout:
-        raise UserError(
-            f"[rlhf] has {len(train)} items to train on and {len(heldout)} held-out ones; it needs both: add data, "
-            "or name other heldout."
-        )
-    return train, heldout[: config.heldout_items]
-
-
-def one_in_ten(item: dict) -> bool:
-    return one_in(10, question(item), "heldout")
 
 
 STAGE = Stage(

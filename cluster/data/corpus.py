@@ -80,6 +80,7 @@ class _Tally:
     bytes: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
+    full: bool = False  # a document came that went over a cap
 
     def room(self, source: Source, sizes: list[int]) -> int:
         """How many of the next documents still fit the source's caps."""
@@ -152,6 +153,7 @@ def _tables(
             if cut.num_rows:
                 yield cut
             if cut.num_rows < table.num_rows:
+                tally.full = True
                 break
 
 
@@ -193,6 +195,9 @@ def _check_source(source: Source, tally: _Tally) -> None:
     if tally.quarantined.keys() & {"missing_text", "not_text"}:
         hint = f" Its text_field is {source.text_field!r}: set it to the field that holds the text."
     found = f"all its records were quarantined ({counts}; first {tally.first_bad})" if counts else "it is empty"
+    if tally.full:
+        before = f", and before it {found}" if counts else ""
+        found = f"the first has more bytes than max_bytes = {source.max_bytes}{before}"
     raise UserError(f"Source {source.name!r} ({source.path}) gives no document: {found}.{hint}")
 
 

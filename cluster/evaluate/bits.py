@@ -66,7 +66,7 @@ def score_source(model: Artifact, tokens: Artifact, source: str, config: Evaluat
     unigram = np.log(counts / counts.sum())
     nats = unigram_nats = variance = 0.0
     n_tokens = n_rows = 0
-    limit = int(config.validation_mb * 2**20)
+    limit = math.ceil(config.validation_mb * 2**20)  # one document at least
     with torch.no_grad():
         for arrays in rows.validation(source, max_bytes=limit):
             batch = Batch(*(torch.from_numpy(a) for a in arrays))

@@ -20,6 +20,7 @@ from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.summary import EvaluationSummary
 from cluster.evaluate.tasks import sample, score_task
 from cluster.stage import Stage, Workspace
+from cluster.store.source import located
 
 
 def external(config: EvaluateConfig) -> dict[str, str]:
@@ -32,7 +33,8 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     model, tokens = ws.inputs["model"], ws.inputs["tokens"]
     sources = sorted(json.loads((tokens.path() / "index.json").read_text(encoding="utf-8"))["sources"])
     parts: list[tuple[str, Any, tuple]] = [("bpb", score_source, (model, tokens, name, config)) for name in sources]
-    parts += [("task", score_task, (model, task, config)) for task in config.tasks]
+    tasks = [task.model_copy(update={"data": located(task.data)}) for task in config.tasks]
+    parts += [("task", score_task, (model, task, config)) for task in tasks]
     parts += [("samples", sample, (model, config))]
 
     metrics: dict[str, float] = {}

@@ -23,10 +23,14 @@ Prompt = str | Sequence[Message]
 ANSWER = 1  # token that must fit after a prompt
 
 
+class Outgrown(UserError):
+    """The last message of a conversation leaves no room for an answer."""
+
+
 def fit(tokenizer: Tokenizer, prompt: Prompt, context: int, max_new_tokens: int) -> tuple[list[int], str]:
     """(the prompt's ids, what was left out of it in a sentence, "" for nothing).
 
-    They leave room for `max_new_tokens`, or for half of the context where that is less. Raises UserError for a last
+    They leave room for `max_new_tokens`, or for half of the context where that is less. Raises Outgrown for a last
     message that leaves no room for an answer, even alone with the system message.
     """
     room = max(1, context - min(max_new_tokens, context // 2))
@@ -67,7 +71,7 @@ def _chat(tokenizer: Tokenizer, messages: Sequence[Message], context: int, room:
     ids = without(left_out)
     if len(ids) > context - ANSWER:
         beside = " with the system message" if system else ""
-        raise UserError(
+        raise Outgrown(
             f"The last message{beside} has {len(ids)} tokens, but the model's context is {context}, and no message is "
             "cut: shorten it."
         )

@@ -71,6 +71,11 @@ def open_binary(url: str | Path) -> BinaryIO:
     return cast(BinaryIO, Path(_local(text)).open("rb", buffering=1 << 20))
 
 
+def located(url: str) -> str:
+    """The same data, named so that a process in another folder finds it: a relative path becomes an absolute one."""
+    return url if url.startswith(("generated://", "s3://")) else _local(url)
+
+
 def digest_source(url: str | Path) -> str:
     """A digest of what is there now: it changes when a file's name or content does.
 
@@ -117,14 +122,13 @@ def _look_local(path: str) -> Found:
     if not _MAGIC.search(path) or not Path(base or "/").is_dir():
         return Found([], [])
     relative = path[len(base) :].lstrip("/")
-    matches = _pattern(relative).fullmatch
-    depth = None if "**" in relative.split("/") else relative.count("/") + 1
-    return _below(base or "/", lambda name: bool(matches(name)), depth)
+    matches, enter = _pattern(relative).fullmatch, _folders(relative)
+    return _below(base or "/", lambda name: bool(matches(name)), enter)
 
 
-def _below(folder: str, wanted: Callable[[str], bool], depth: int | None = None) -> Found:
+def _below(folder: str, wanted: Callable[[str], bool], enter: Callable[[str], bool] = lambda name: True) -> Found:
     with named_by_a_person(folder):
-        found = walk(folder, depth)
+        found = walk(folder, enter)
     files = [
         SourceFile(f"{folder.rstrip('/')}/{name}", name, info.st_size, f"{info.st_size}-{info.st_mtime_ns}")
         for name, info in found.files
@@ -192,6 +196,20 @@ def _before_wildcard(path: str) -> str:
     else:
         kept = kept[:-1]
     return "/".join(kept)
+
+
+def _folders(glob_text: str) -> Callable[[str], bool]:
+    """Whether a glob may match something below a folder, by the folder's name."""
+    *folders, _ = parts = glob_text.split("/")
+    deep = "**" in parts
+    above = [_pattern(part) for part in (folders[: folders.index("**")] if "**" in folders else folders)]
+
+    def enter(name: str) -> bool:
+        given = name.split("/")
+        fits = all(one.fullmatch(part) for one, part in zip(above, given, strict=False))
+        return fits and (deep or len(given) <= len(folders))
+
+    return enter
 
 
 def _pattern(glob_text: str) -> re.Pattern[str]:

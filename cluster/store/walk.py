@@ -19,15 +19,17 @@ import os
 import re
 import stat
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 _SIDE = re.compile(
-    r".*~|~\$.*|#.*#|.*\.sw[a-p]|Thumbs\.db|desktop\.ini|Icon\r|lost\+found|__MACOSX|__pycache__|4913"
+    r".*~|~\$.*|#.*#|.*\.sw[a-p]|Thumbs\.db|desktop\.ini|Icon\r|lost\+found|__MACOSX|__pycache__"
     r"|_SUCCESS|_metadata|_common_metadata|_temporary|_started_.*|_committed_.*",
     re.IGNORECASE,
 )
+_PROBE = "4913"  # a file that vim tries a folder with; a folder may well be called so
 
 
 class Passed(NamedTuple):
@@ -46,18 +48,21 @@ class Walk:
 
 
 def beside_data(name: str) -> str | None:
-    """The reason to pass over a file or folder by its relative name alone; None if there is none."""
-    for part in name.split("/"):
+    """The reason to pass over a file, or a folder ("name/"), by its relative name alone; None if there is none."""
+    parts = name.split("/")
+    for part in parts:
         if part.startswith("."):
             return "hidden"
         if _SIDE.fullmatch(part):
             return "side_file"
-    return None
+    return "side_file" if parts[-1] == _PROBE else None
 
 
-def walk(folder: str, depth: int | None = None) -> Walk:
-    """The files below a folder, of at most `depth` parts in their names.
+def walk(folder: str, enter: Callable[[str], bool] = lambda name: True) -> Walk:
+    """The files below a folder.
 
+    Args:
+        enter: whether to look into a folder below it, by its relative name.
     Raises:
         OSError: the folder itself can't be listed.
     """
@@ -82,13 +87,18 @@ def walk(folder: str, depth: int | None = None) -> Walk:
         seen.add((info.st_dev, info.st_ino))
         for entry in inside:
             name = f"{at}/{entry.name}" if at else entry.name
-            _take(entry, name, found, todo, links, depth)
+            _take(entry, name, found, todo, links, enter)
     found.files.sort()
     return found
 
 
 def _take(
-    entry: os.DirEntry[str], name: str, found: Walk, todo: deque[str], links: deque[str], depth: int | None
+    entry: os.DirEntry[str],
+    name: str,
+    found: Walk,
+    todo: deque[str],
+    links: deque[str],
+    enter: Callable[[str], bool],
 ) -> None:
     """One entry of a folder: a file, a folder to read later, or something that is passed over."""
     try:
@@ -99,12 +109,14 @@ def _take(
         return
     try:
         is_folder = entry.is_dir()
-        if reason := beside_data(entry.name):
-            found.passed.append(Passed(f"{name}/" if is_folder else name, reason))
+        if is_folder and not enter(name):
+            return
+        end = "/" if is_folder else ""
+        if reason := beside_data(entry.name + end):
+            found.passed.append(Passed(name + end, reason))
             return
         if is_folder:
-            if depth is None or name.count("/") + 1 < depth:
-                (links if entry.is_symlink() else todo).append(name)
+            (links if entry.is_symlink() else todo).append(name)
             return
         info = entry.stat()
     except OSError as error:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.errors import UserError
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
@@ -26,6 +25,7 @@ def chat(
     import sys
 
     with quietly() as console:
+        from cluster.serve.context import Outgrown
         from cluster.serve.generator import Generator
 
         out = console.file
@@ -61,9 +61,9 @@ def chat(
                     answer += piece
                     out.write(piece)
                     out.flush()
-            except UserError as error:  # the conversation has outgrown the context
+            except Outgrown as error:
                 messages.pop()
-                out.write(f"{error} /reset begins anew.\n")
+                out.write(f"{error}\n")
                 continue
             out.write("\n")
             messages.append({"role": "assistant", "content": answer})

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from cluster.serve.context import Outgrown
 from flows.cli import app
 from model.generate.decoding import CHAT, TEXT, Decoding
 
@@ -231,7 +232,9 @@ class FakeGenerator:
     def stream(self, prompt: Any, decoding: Decoding, **changes: Any) -> Any:
         self.asked.append((list(prompt) if isinstance(prompt, list) else prompt, replace(decoding, **changes)))
         if isinstance(prompt, list) and len(prompt) > 4:
-            raise UserError("The conversation is longer than the context of 64 tokens.")
+            raise Outgrown("The conversation is longer than the context of 64 tokens.")
+        if prompt == [{"role": "user", "content": "break"}]:
+            raise UserError("The model gives no probabilities.")
         yield " one"
         yield " two"
 
@@ -258,6 +261,12 @@ def test_generate_reads_the_prompt_from_standard_input(generator: FakeGenerator)
     assert call("generate", "m", "-", stdin="Then").output == "Then one two\n"
 
 
+def test_a_chat_with_a_model_that_can_t_answer_is_an_error(generator: FakeGenerator) -> None:
+    result = call("chat", "m", stdin="break\nmore\n")
+    assert result.exit_code == 2 and "Error: The model gives no probabilities." in result.output
+    assert len(generator.asked) == 1
+
+
 def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -> None:
     typed = "hello\n\nagain\nmore\n/reset\nnew\n/nonsense\n/exit\n"
     result = call("chat", "m", "--system", "be brief", stdin=typed)
@@ -265,7 +274,7 @@ def test_chat_keeps_the_conversation_resets_and_ends(generator: FakeGenerator) -
     first, second, _too_long, third = (messages for messages, _ in generator.asked)
     system = {"role": "system", "content": "be brief"}
     assert first[0] == third[0] == system and len(second) == 4 and len(third) == 2
-    assert "longer than the context" in result.output and "/reset begins anew" in result.output
+    assert "longer than the context" in result.output
     assert second[1:] == [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": " one two"},

@@ -150,6 +150,8 @@ def _choice(example: Mapping) -> None:
     choices, answer = example.get("choices"), example.get("answer")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise UserError('"choices" must be a list of at least two strings.')
+    if any("\ud800" <= c <= "\udfff" for choice in choices for c in choice):
+        raise UserError('"choices" has half a surrogate pair, such as "\\ud83d", which is no text.')
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise UserError(f'"answer" must be the index of the right choice, 0 to {len(choices) - 1}, not {answer!r}.')
 

@@ -7,7 +7,7 @@ import re
 from pydantic import Field
 
 from cluster.data.filters.contract import Filter, Thresholds, Verdict
-from cluster.data.filters.fold import fold
+from cluster.data.filters.fold import ENDS, fold
 from cluster.data.filters.measures import Counted
 
 _C4_ENDS = (".", "?", "!", '"', "'")  # of a folded line: of any script
@@ -20,7 +20,7 @@ _POLICY = (
     "use of cookies",
     "use cookies",
 )
-_SENTENCE = re.compile("[.!?…]+[\"')\\]”’»]*(?=\\s|$)|[。！？｡۔।॥။]+")
+_SENTENCE = re.compile(f"[.!?…]+[\"')\\]”’»]*(?=\\s|$)|[{ENDS}]+")
 
 
 class C4Thresholds(Thresholds):

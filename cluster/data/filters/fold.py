@@ -19,10 +19,13 @@ GONE = 0xFFFFFFFF  # in a table: the character is left out
 HALF, QUARTER = 0xE000, 0x100000  # for a letter of a script without spaces: of about so much of a word
 HALF_LEAD, QUARTER_LEAD = 0xEE, 0xF4  # their first bytes in UTF-8, which no other folded character has
 
+# What ends a sentence, beyond ASCII: Unicode's Sentence_Terminal, of the scripts that are written today
+ENDS = "。｡．！？؟۔।॥։။།༎።፧፨។៕᠃"
+
 _SIGNS = {
     "'": "‘’‚‛′‵ʼ‹›`´＇",
     '"': "“”„‟″‶«»＂〝〞〟",
-    ".": "…‥。｡．۔।॥።၊။",
+    ".": "…‥၊" + ENDS.translate({ord(c): None for c in "！？؟፧"}),
     ",": "，、､،",
     "!": "！¡",
     "?": "？¿؟",

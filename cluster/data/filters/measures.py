@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.data.filters.fold import HALF_LEAD, QUARTER_LEAD, measured
+from cluster.data.filters.fold import HALF_LEAD, QUARTER_LEAD, fold, measured
 from cluster.data.filters.words import ALNUM, SOLID, Words
 
 Values = NDArray[np.float64]
@@ -19,6 +20,14 @@ def array(values: Iterable[float]) -> Values:
 
 def share(part: NDArray, whole: NDArray) -> Values:
     return part / np.maximum(whole, 1)
+
+
+def is_short(line: str, most: int) -> bool:
+    """Whether a line takes no more than so many columns: wide characters have two, invisible ones none."""
+    if line.isascii():
+        return len(line) <= most
+    seen = fold(line)
+    return len(seen) <= most and len(seen) + sum(unicodedata.east_asian_width(c) in "WF" for c in seen) <= most
 
 
 def per_document(words: Words, values: NDArray) -> NDArray[np.int64]:

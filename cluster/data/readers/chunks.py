@@ -18,7 +18,8 @@ Reason = Literal[
     "empty",  # nothing but white space
     "truncated",  # the compressed file ends early: what stood after its last whole record
     "corrupt",  # compressed bytes that don't decode
-    "invalid_json",  # a line that is no JSON object
+    "invalid_json",  # a line that is no JSON
+    "not_object",  # JSON, but no object with fields: a list, a text, a number
     "missing_text",  # no such text field or column, or null
     "not_text",  # a text field of another type
     "unreadable",  # a parquet file, or a part of it, that can't be read

@@ -5,8 +5,8 @@
                                             }
     lines: 1, 2        values: 1, 2         value: 1
 
-Which it is, the beginning says: `[` before a `{`, or a first line of `{` alone. What comes after an array is lines
-again. Memory is flat: a value longer than `limit` comes as its beginning, like a line.
+Which it is, the beginning says: `[` before a `{` or a text, or a first line of `{` alone. What comes after an array is
+lines again. Memory is flat: a value longer than `limit` comes as its beginning, like a line.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _Stream:
                 break
             first = seen.removeprefix(BOM).lstrip()
         self.put_back(seen)
-        if first[:1] == b"[" and first[1:].lstrip()[:1] == b"{":
+        if first[:1] == b"[" and first[1:].lstrip()[:1] in (b"{", b'"'):
             return b"["
         line, newline, _ = first.partition(b"\n")
         return b"{" if newline and line.strip() == b"{" else None

@@ -87,7 +87,7 @@ def read_jsonl(chunks: Iterable[bytes], text_field: str, id_field: str | None, l
             yield Record(number, None, "invalid_json", excerpt(data))
             continue
         if not isinstance(value, dict):
-            yield Record(number, None, "invalid_json", excerpt(data))
+            yield Record(number, None, "not_object", excerpt(data))
             continue
         text, key = value.get(text_field), value.get(id_field) if id_field else None
         key = str(key) if isinstance(key, str | int) else None

@@ -25,6 +25,8 @@ from cluster.stage import Stage, Workspace
 
 SENTENCE_CHARACTERS = 2000
 MEASURED_BYTES = 400_000  # of each source, for bytes per token
+# What sentencepiece says of text that gives no sentence, no character or no piece
+_NOTHING_LEARNED = ("!sentences_.empty()", "!required_chars_.empty()", "no pieces are loaded")
 
 
 class TokenizerConfig(BaseModel):
@@ -152,6 +154,11 @@ def _explained(message: str, config: TokenizerConfig, characters: int) -> Except
         return UserError(
             f"tokenizer.vocab_size = {config.vocab_size} is more than the sample of {characters:,} characters "
             f"can fill: the largest size possible here is {found[1]}. Take that or less, or give it more text."
+        )
+    if any(nothing in message for nothing in _NOTHING_LEARNED):
+        return UserError(
+            f"The sample of {characters:,} characters has nothing to make pieces of: it is line ends, names of special "
+            "tokens, or one character again and again. Give it other text."
         )
     return RuntimeError(f"sentencepiece failed: {message}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import torch
 from pydantic import ValidationError
 from tiny_model import make_model
 
+from cluster.align import instruct, rlhf
 from cluster.align.config import PREFERENCE, RlhfConfig
-from cluster.align.instruct import InstructSummary
+from cluster.align.instruct import InstructConfig, InstructSummary
 from cluster.align.preferences import Pair, Pairs
-from cluster.align.rlhf import Alignment, RlhfSummary, rlhf_worker, split
+from cluster.align.rlhf import Alignment, RlhfSummary, rlhf_worker
 from cluster.align.rollout import Rollouts
+from cluster.align.split import split
 from cluster.data.examples import examples
 from cluster.data.held_out import question
 from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -268,6 +271,30 @@ def test_a_prompt_that_the_context_does_not_hold_is_refused_when_it_is_read(fold
     worker, task = Worker(0, 1, 0, "", "", None), {"prompt": "z" * 200, "answer": "1"}
     with pytest.raises(UserError, match=r"the prompt has 201 tokens, but the model's context .* is 128"):
         Rollouts(config(), load_model(folder), load_model(folder), Tokenizer(folder), worker, [task], [task])
+
+
+def test_workers_find_data_whose_paths_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's workers run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    given: list[Any] = []
+
+    class Given(Exception):
+        pass
+
+    def fit(ws: Any, task: Any, payload: Any, on_event: Any) -> None:
+        given.append(payload.config)
+        raise Given
+
+    asked = config(tasks=("d/t.jsonl", TASKS), heldout=("s3://b/h.jsonl",), preferences=("~/p.jsonl",))
+    for module, settings in ((rlhf, asked), (instruct, InstructConfig.model_validate({"data": ["d/*.jsonl"]}))):
+        monkeypatch.setattr(module, "fit", fit)
+        run = module.run_rlhf if module is rlhf else module.run_instruct
+        with pytest.raises(Given):
+            run(SimpleNamespace(config=settings, inputs={"model": None, "tokens": None}))
+    assert given[0] == asked.model_copy(
+        update={"tasks": (f"{tmp_path}/d/t.jsonl", TASKS), "preferences": (str(Path("~/p.jsonl").expanduser()),)}
+    )
+    assert given[1].data == (f"{tmp_path}/d/*.jsonl",)
 
 
 def test_chats_that_a_row_does_not_hold_are_said() -> None:

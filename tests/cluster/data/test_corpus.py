@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
 from functools import partial
 
@@ -20,7 +21,7 @@ from cluster.data.filter import DedupConfig, FilterConfig
 from cluster.data.readers import sources
 from cluster.data.streaming import stream
 from cluster.data.summaries import CorpusSummary
-from cluster.errors import Stopped
+from cluster.errors import Stopped, UserError
 from cluster.identity import field_sides
 from cluster.stage import Hooks, Surroundings, external, fingerprint, run_step
 
@@ -166,6 +167,16 @@ def test_caps_are_exact_and_take_the_first_documents(ray_local, tmp_path, many):
     assert by["few"] == by["all"][:size]
     assert sum(map(len, by["few"])) <= 5000 < sum(map(len, by["all"][: size + 1]))
     assert made.summary["sources"]["ten"]["documents"] == 10
+
+
+def test_a_cap_below_the_first_document_is_what_leaves_a_source_empty(ray_local, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "forty-two bytes of text"}\n')
+    (tmp_path / "b.jsonl").write_bytes(b"7\n" + (tmp_path / "a.jsonl").read_bytes())
+    for name, before in (("a", ""), ("b", ", and before it all its records were quarantined (1 not_object; first ")):
+        source = {"name": "s", "path": str(tmp_path / f"{name}.jsonl"), "max_bytes": 10}
+        words = f"gives no document: the first has more bytes than max_bytes = 10{before}"
+        with pytest.raises(UserError, match=re.escape(words)):
+            run_corpus(tmp_path / "store", [source])
 
 
 def test_fields_and_ids_of_ones_own(ray_local, tmp_path):

@@ -15,6 +15,7 @@ from flows.recipe_read import read_recipe
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny.toml"  # a context of 96
 ASKED = [{"role": "user", "content": "Why?"}]
 LONG = "word " * 60
+MORE = "generated://arithmetic?n=80"  # enough that a tenth can be held out
 TASK, PAIR = {"prompt": "2+2=", "answer": "4"}, {"messages": ASKED, "chosen": "b", "rejected": "c"}
 CHAT = {"messages": [*ASKED, {"role": "assistant", "content": "b"}]}
 
@@ -50,7 +51,12 @@ CASES = [
         {"prompt": "a", "choices": ["b", LONG], "answer": 0},
         r"\[evaluate\] task 't': .*x.jsonl:2: the prompt and choice 1 have",
     ),
-    ("rlhf.tasks=['FILE']", TASK, {**TASK, "prompt": LONG}, r"\[rlhf\] .*x.jsonl:2: the prompt has"),
+    (
+        f"rlhf.tasks=['FILE', '{MORE}']",
+        TASK,
+        {**TASK, "prompt": LONG},
+        r"\[rlhf\] .*x.jsonl:2: the prompt has",
+    ),
     ("rlhf.heldout=['FILE']", TASK, {**TASK, "prompt": LONG}, r"\[rlhf\] .*x.jsonl:2: the prompt has"),
 ]
 
@@ -74,7 +80,11 @@ def test_a_longer_context_counts_where_the_model_has_it_by_then(tokenizer: Path,
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({**TASK, "prompt": "word " * 20}), encoding="utf-8")
     for length in (80, 200):
-        given = [f"rlhf.tasks=['{file}']", f"model.max_seq_len={length}", "evaluate.tasks=[]"]
+        given = [
+            f"rlhf.tasks=['{file}', '{MORE}']",
+            f"model.max_seq_len={length}",
+            "evaluate.tasks=[]",
+        ]
         if length == 200:
             check(given, tokenizer)
         else:
@@ -107,11 +117,27 @@ def test_a_wrong_example_is_named_before_anything_starts(
         check([override.replace("FILE", str(file))], None)
 
 
+@pytest.mark.parametrize("heldout", ["", "rlhf.heldout=['FILE']"])
+def test_an_alignment_that_has_nothing_to_train_on_or_to_be_scored_on_is_refused_before_anything_starts(
+    tmp_path: Path, heldout: str
+) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(TASK), encoding="utf-8")
+    overrides = [text.replace("FILE", str(file)) for text in ("rlhf.tasks=['FILE']", heldout) if text]
+    with pytest.raises(UserError, match=r"\[rlhf\] it has \d items to train on and \d held-out ones; it needs both"):
+        check(overrides, None)
+
+
 def test_data_of_which_nothing_fits_are_refused_before_training(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text(json.dumps({**PAIR, "chosen": LONG}), encoding="utf-8")
-    with pytest.raises(UserError, match="no preference pair fits into 64 tokens"):
-        check([PAIRS.replace("FILE", str(file))], tokenizer)
+    long, short = json.dumps({**PAIR, "chosen": LONG}), json.dumps(PAIR)
+    heldout = tmp_path / "heldout.jsonl"
+    question = [{"role": "user", "content": "Another?"}]
+    for data, held, part in ((long, short, "train on"), (short, long, "be scored on")):
+        file.write_text(data, encoding="utf-8")
+        heldout.write_text(json.dumps({**json.loads(held), "messages": question}), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"\[rlhf\] no preference pair to {part} fits into 64 tokens"):
+            check([PAIRS.replace("FILE", str(file)), f"rlhf.heldout=['{heldout}']"], tokenizer)
     file.write_text(
         json.dumps({"messages": [{"role": "user", "content": LONG}, CHAT["messages"][1]]}), encoding="utf-8"
     )

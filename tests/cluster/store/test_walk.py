@@ -41,6 +41,19 @@ def test_linked_folders_and_files_are_read_and_each_folder_once(tmp_path: Path, 
     assert passed == {"again/", "b/", "0-link/self/", "0-link/deep/up/"}
 
 
+def test_of_a_pattern_only_folders_are_looked_into_that_it_means(tmp_path: Path) -> None:
+    write(tmp_path, "2023/x.txt", "4913/x.txt", "~old~/x.txt", "2023/deep/y.txt")
+    (tmp_path / "latest").symlink_to("2023")
+    assert names(tmp_path, "/*est/x.txt") == ["latest/x.txt"], "read by the link's name, the only one that is asked for"
+    assert names(tmp_path, "/l*/**/*.txt") == ["latest/deep/y.txt", "latest/x.txt"]
+    assert names(tmp_path, "/*/x.txt") == ["2023/x.txt", "4913/x.txt"] and names(tmp_path, "/*.txt") == []
+    assert look(f"{tmp_path}/*.txt").passed == [] == look(f"{tmp_path}/l*/*").passed
+    assert {tuple(one) for one in look(f"{tmp_path}/*/*.txt").passed} == {
+        ("latest/", "read_already"),
+        ("~old~/", "side_file"),
+    }
+
+
 def test_many_circles_take_no_time(tmp_path: Path) -> None:
     write(tmp_path, "x.txt")
     for i in range(30):
@@ -111,7 +124,8 @@ def test_what_editors_and_systems_leave_changes_nothing(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize(
-    "name", ["a.txt", "_part-0.jsonl", "a~b.txt", "a#.txt", "x.swap", "dir/data.1.txt", "4913.txt"]
+    "name",
+    ["a.txt", "_part-0.jsonl", "a~b.txt", "a#.txt", "x.swap", "d/data.1.txt", "4913.txt", "4913/a.txt", "4913/"],
 )
 def test_ordinary_names_are_no_side_files(name: str) -> None:
     assert beside_data(name) is None

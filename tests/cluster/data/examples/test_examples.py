@@ -51,6 +51,7 @@ def test_each_form_is_read(tmp_path):
         (read_tasks, {**TASK, "verifier": "number"}, "'b' is no number"),
         (read_tasks, {**TASK, "answer": "1/0", "verifier": "number"}, "'1/0' is no number"),
         (read_choices, {**CHOICE, "choices": ["b"]}, "at least two"),
+        (read_choices, {**CHOICE, "choices": ["b", "\ud83d"]}, "half a surrogate pair"),
         (read_choices, {**CHOICE, "answer": 2}, "0 to 1, not 2"),
         (read_choices, {**CHOICE, "answer": -1}, "0 to 1, not -1"),
         (read_choices, {**CHOICE, "answer": True}, "0 to 1, not True"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.data.filters.dedup import MinHash
 from cluster.data.filters.fold import fold, measured
-from cluster.data.filters.measures import Counted
+from cluster.data.filters.measures import Counted, is_short
 from cluster.data.filters.registry import Thresholds, filters, judge
 from cluster.data.filters.words import ALNUM, HIGH, SOLID, Words
 
@@ -112,11 +112,54 @@ CHINESE = [
 @pytest.mark.parametrize("joint", ["", "\n"])
 def test_a_good_chinese_text_passes_all_rules_but_that_of_english_words(joint: str) -> None:
     thresholds = Thresholds.model_validate({"gopher_quality": {"min_stop_words": 0}})
-    for name in ("gopher", "c4"):
+    for name in ("gopher", "c4", "fineweb"):
         [verdict] = judge([joint.join(CHINESE)], filters([name], thresholds))
         assert verdict.reason is None, (name, verdict)
     [short] = judge(["".join(CHINESE[:2])], filters(["gopher"], thresholds))
     assert short.reason == "gopher_quality.min_words"
+
+
+OTHERS = {
+    "khmer": (
+        "ភ្នំពេញគឺជារាជធានីនៃប្រទេសកម្ពុជា។ ទីក្រុងនេះស្ថិតនៅតាមដងទន្លេមេគង្គ។ "
+        "ភ្ញៀវទេសចរជាច្រើនមកទស្សនារាល់ឆ្នាំ។ រដូវវស្សាមានភ្លៀងច្រើន។ "
+        "ផ្សារតែងតែមានមនុស្សច្រើន។"
+    ),
+    "burmese": (
+        "ရန်ကုန်မြို့သည် မြန်မာနိုင်ငံ၏ အကြီးဆုံးမြို့ ဖြစ်သည်။ "
+        "မြို့လယ်တွင် ရွှေတိဂုံဘုရား တည်ရှိသည်။ "
+        "ခရီးသွားများ နှစ်စဉ် လာရောက်ကြသည်။ မိုးရာသီတွင် မိုးများသည်။ "
+        "အစားအသောက်များ ပေါများသည်။"
+    ),
+    "amharic": (
+        "አዲስ አበባ የኢትዮጵያ ዋና ከተማ ናት። ከተማዋ በተራሮች የተከበበች ናት። በየዓመቱ ብዙ ጎብኚዎች ይመጣሉ። የአየር ንብረቱ ጥሩ ነው። ገበያው ሁልጊዜ በሰው የተሞላ ነው።"
+    ),
+    "armenian": (
+        "Երևանը Հայաստանի մայրաքաղաքն է։ Այն հիմնադրվել է շատ վաղուց։ "
+        "Ամեն տարի այստեղ գալիս են շատ զբոսաշրջիկներ։ Ամառը շատ շոգ է։ "
+        "Շուկաները միշտ լի են մարդկանցով։"
+    ),
+    "hindi": (
+        "दिल्ली भारत की राजधानी है और यह बहुत पुराना शहर है। "
+        "यहाँ कई ऐतिहासिक इमारतें हैं। हर साल लाखों लोग यहाँ आते हैं। "
+        "सर्दियों में यहाँ ठंड पड़ती है। बाज़ारों में भीड़ रहती है।"
+    ),
+    "english, a no-break space at its end": (
+        "One is here now. Two is there now. Three is it now. Four is he now. Five is she now.\xa0"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS)
+def test_a_sentence_ends_with_the_marks_of_its_own_script(text: str) -> None:
+    for name in ("c4", "fineweb"):
+        assert judge([text], filters([name], Thresholds()))[0].reason is None, name
+
+
+def test_a_line_is_as_short_as_it_is_seen() -> None:
+    short, wide = "a" * 30, "文" * 16
+    assert is_short(short, 30) and is_short("\u200b".join(short), 30) and not is_short(wide, 30)
+    assert is_short(wide[:15], 30) and not is_short(short + "é", 30)
 
 
 @pytest.mark.parametrize("texts", [CHINESE, ["ประเทศไทยตั้งอยู่ในเอเชียตะวันออกเฉียงใต้มีกรุงเทพมหานครเป็นเมืองหลวง" * 3]])

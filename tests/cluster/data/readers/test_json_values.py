@@ -47,7 +47,7 @@ def test_objects_over_several_lines_are_read_and_an_array_may_be_followed_by_lin
         assert texts(pretty.encode()[:-5], size) == [(1, A["text"]), (2, "truncated")]
         assert texts(f"{pretty}{json.dumps([A])}".encode(), size)[2] == (3, A["text"])
     lines = f"[1, 2]\n{json.dumps([A])}\n{json.dumps(B)}\n"
-    assert [text for _, text in texts(lines.encode())] == ["invalid_json", "invalid_json", "b"]
+    assert [text for _, text in texts(lines.encode())] == ["not_object", "not_object", "b"]
     assert [text for _, text in texts(lines.encode()[7:])] == [A["text"], "b"]
 
 
@@ -62,11 +62,15 @@ def test_every_element_of_every_array_comes_out_as_it_went_in(elements, indent, 
     ("data", "found"),
     [
         (b'[{"text": "a"}, {"text": }, {"text": "c"}]', ["a", "invalid_json", "c"]),
-        (b'[{"text": "a"}, 3, null, "x", [1], {"text": "\xff"}]', ["a", *["invalid_json"] * 4, "invalid_utf8"]),
+        (b'[{"text": "a"}, 3, null, "x", [1], {"text": "\xff"}]', ["a", *["not_object"] * 4, "invalid_utf8"]),
+        (b'["a", {"text": "b"}]', ["not_object", "b"]),
+        (b'[\n "a",\n "b, [c"\n]\n', ["not_object"] * 2),
+        (b'[[{"text": "a"}]]', ["not_object"]),
+        (b"1" * 5000, ["not_object"]),
         (b'[{"text": "a"}, {"text": "b', ["a", "truncated"]),
         (b'[{"text": "a"}', ["truncated"]),
         (b'[{"text": "a"},', ["a", "truncated"]),
-        (b"[]", ["invalid_json"]),
+        (b"[]", ["not_object"]),
         (b"[ 1, 2\n]", ["invalid_json"] * 2),
         (b"[", ["invalid_json"]),
         (b'[\n {"text": "a"}\n,\n', ["a", "truncated"]),

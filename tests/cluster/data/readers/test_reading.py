@@ -132,7 +132,9 @@ def test_empty_documents_are_counted_and_blank_lines_are_not():
     "line,reason",
     [
         (b"{not json}", "invalid_json"),
-        (b"[1, 2]", "invalid_json"),
+        (b"[1, 2]", "not_object"),
+        (b'"x"', "not_object"),
+        (b"null", "not_object"),
         (b"[" * 100_000, "invalid_json"),
         (b'{"n": ' + b"9" * 5000 + b"}", "missing_text"),
         (b'{"body": "x"}', "missing_text"),

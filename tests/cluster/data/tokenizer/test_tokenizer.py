@@ -86,6 +86,15 @@ def test_a_vocabulary_that_the_text_cannot_fill_names_the_largest_possible():
         assert train(["hello world, hello fox"] * 3, config).vocab_size == largest
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    "text", ["\n\n\r\n", "a" * 50, "\0a\0aa", "\u3000" * 9, "😀" * 50, "<|user|>" * 20, "<s></s><unk>"]
+)
+def test_text_that_no_pieces_can_be_made_of_is_the_person_s_and_not_a_fault(algorithm, text):
+    with pytest.raises(UserError, match=r"sample of \d+ characters (has nothing to make pieces of|can fill)"):
+        train([text], TokenizerConfig(vocab_size=320, algorithm=algorithm))
+
+
 def test_an_alphabet_larger_than_the_vocabulary_falls_back_to_bytes():
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
     tokenizer = train([text, *TEXTS], TokenizerConfig(vocab_size=500))
