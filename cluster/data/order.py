@@ -23,6 +23,7 @@ from cluster.errors import UserError
 Indices = NDArray[np.int64]
 
 ROUNDS = 8
+LONGEST_BLOCK = 1 << 20  # samples; one is shuffled at once
 MIN_BITS = 4  # a Feistel network over fewer bits reaches few of the permutations
 _MULTIPLIERS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser
 _SHIFT = np.uint64(33)
@@ -116,12 +117,11 @@ class Mixture:
         rows: rows of each source.
         weights: share of each source, in any unit; None: by rows. 0 leaves a source out.
         seed: of the whole order.
-        block: samples in which the shares are exact (to the nearest whole sample).
+        block: samples in which the shares are exact (to the nearest whole sample); more where a source would have none.
 
     Raises:
-        ValueError: a weight for an unknown source, none for a known one, a negative or no positive weight, or
-        a
-            weighted source without rows.
+        UserError: a weight for an unknown source, none for a known one, a negative or no positive weight, a weighted
+            source without rows, or one whose share is less than a sample in LONGEST_BLOCK.
     """
 
     def __init__(
@@ -140,15 +140,22 @@ class Mixture:
         _check(rows, weights)
         self.weights = np.array([weights[s] for s in self.sources], dtype=np.float64)
         self.weights /= self.weights.sum()
-        self.counts = largest_remainder(self.weights, block)
-        lost = [s for s, w, c in zip(self.sources, self.weights, self.counts, strict=True) if w > 0 and not c]
+        self.counts = largest_remainder(self.weights, self.block)
+        while (lost := self._lost()) and self.block < LONGEST_BLOCK:
+            self.block = min(2 * self.block, LONGEST_BLOCK)
+            self.counts = largest_remainder(self.weights, self.block)
         if lost:
             raise UserError(
-                f"The weights of {lost} come to less than one sample in {block}: give them more, "
+                f"The weights of {lost} come to less than one sample in {self.block:,}: give them more, "
                 "or 0 to leave them out."
             )
         self._slots = np.repeat(np.arange(len(self.sources)), self.counts)
         self._block = lru_cache(maxsize=16)(self._shuffled)
+
+    def _lost(self) -> list[str]:
+        """Sources that should be read and have no sample in a block."""
+        shares = zip(self.sources, self.weights, self.counts, strict=True)
+        return [source for source, weight, count in shares if weight > 0 and not count]
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_block"}

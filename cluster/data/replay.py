@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.data.order import Mixture, rank_slice
+from cluster.data.order import LONGEST_BLOCK, Mixture, rank_slice
 from cluster.data.rows import RowBatch, stack
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cluster.data.rows import TokenRows
 
 CHAT, TEXT = "chat", "text"
-LONGEST_BLOCK = 1 << 20  # rows of a run in one block; a longer run has several, of one size
 
 
 class ReplayedRows:
@@ -69,5 +68,5 @@ class ReplayedRows:
 
 
 def run_block(samples: int) -> int:
-    """The size of equal blocks that a run of so many samples is made of: one, unless it is very long."""
+    """The size of equal blocks that a run of so many samples is made of: one, unless it is longer than that."""
     return -(-samples // -(-samples // LONGEST_BLOCK))

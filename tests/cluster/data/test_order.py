@@ -153,3 +153,12 @@ def test_ranks_share_a_batch_without_gap_or_overlap(batch_size, world_size):
     batch = list(range(batch_size))
     joined = [s for rank in range(world_size) for s in batch[rank_slice(batch_size, rank, world_size)]]
     assert joined == batch
+
+
+def test_a_source_that_is_small_beside_the_others_is_read_as_often_as_its_share():
+    for rows, weights in (({"a": 9000, "b": 1}, None), ({"a": 10, "b": 3}, {"a": 1.0, "b": 1e-4})):
+        mixture = Mixture(rows, weights, seed=1)
+        assert 1024 < mixture.block <= 1 << 14
+        sources = mixture(np.arange(mixture.block)).source
+        assert (sources == 1).sum() == mixture.counts[1] == 1
+    assert Mixture({"a": 900, "b": 1}, None).block == 1024, "nothing changes where each has a sample"

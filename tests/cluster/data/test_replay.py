@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cluster.align.instruct import InstructConfig
-from cluster.data.order import Permutation
-from cluster.data.replay import CHAT, LONGEST_BLOCK, TEXT, ReplayedRows, run_block
+from cluster.data.order import LONGEST_BLOCK, Permutation
+from cluster.data.replay import CHAT, TEXT, ReplayedRows, run_block
 from cluster.data.rows import RowBatch
 from model.train_config import TrainConfig
 
