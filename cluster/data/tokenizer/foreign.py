@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cluster.data.tokenizer.by_class import as_its_class
 from cluster.data.tokenizer.codecs import load_tokenizers
 from cluster.data.tokenizer.declared import (
     FLAGS,
@@ -56,8 +57,9 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
         if not given(json_path) or _asks_for_pieces(read_about(source)):
             return model, with_turns(model, _of_sentencepiece(source, proto))
     if given(json_path):
-        model = regular(json_path, "a JSON object").read_bytes()
-        return model, with_turns(model, _of_tokenizers(source, json_path))
+        file = read_json(json_path)
+        model = as_its_class(regular(json_path, "a JSON object").read_bytes(), read_about(source))
+        return model, with_turns(model, _of_tokenizers(source, json_path, model, file))
     if (source / "vocab.json").is_file():
         raise UserError(
             f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
@@ -176,9 +178,8 @@ def _asks_for_pieces(about: dict[str, Any]) -> bool:
     return str(about.get("tokenizer_class") or "").startswith(("Llama", "CodeLlama", "Gemma"))
 
 
-def _of_tokenizers(source: Path, path: Path) -> dict[str, Any]:
-    about, names, file = read_about(source), named_in(read_about(source)), read_json(path)
-    model = path.read_bytes()
+def _of_tokenizers(source: Path, path: Path, model: bytes, file: dict[str, Any]) -> dict[str, Any]:
+    about, names = read_about(source), named_in(read_about(source))
     bare = _loaded(path, model, [])
     declared = read_declared(source, about, tokenizer_json=False)
     there = {i: _flags(i, t) for i, t in bare.get_added_tokens_decoder().items()}
