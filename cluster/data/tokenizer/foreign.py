@@ -260,10 +260,18 @@ def _ids(source: Path, about: dict[str, Any], known: dict[str, int]) -> dict[str
     ids: dict[str, Any] = {}
     for name in ("bos", "eos", "pad"):
         named = known.get(content_of(about.get(f"{name}_token")))
+        for file, says in (("generation_config.json", generation), ("config.json", config)):
+            _check_id(source / file, f"{name}_token_id", says.get(f"{name}_token_id"))
         told = [generation.get(f"{name}_token_id"), config.get(f"{name}_token_id")]
         found = [i for i in ([named, *told] if name == "bos" else [*told, named]) if i is not None]
         ids |= {name: found[0]} if found else {}
     return ids
+
+
+def _check_id(path: Path, key: str, value: Any) -> None:
+    many = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
+    if not all(type(i) is int for i in many):
+        raise UserError(f"{path}: {key} = {str(value)[:80]} is no token's id.")
 
 
 def _files(source: Path) -> dict[str, str]:
