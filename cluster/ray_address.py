@@ -40,6 +40,8 @@ def check_address(address: str, named: str) -> None:
         problem = f"nothing answers within {SECONDS / 2:g} s"
     except OSError as error:
         problem = str(error.strerror or error) or type(error).__name__
+    except UnicodeError:  # of the names that a host's is made of, one is empty or longer than names are
+        problem = "no host has such a name"
     if problem:
         raise UserError(
             f"{named} is {address!r}, and no Ray cluster answers there ({problem}). Start one with `ray start --head`, "

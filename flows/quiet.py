@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.store_url import local_folder
 from flows.streams import Outgoing
 
 # Read when the library is imported or started. `setdefault`: what the user has set wins.
@@ -33,7 +34,8 @@ PLAIN_WIDTH = 120  # of tables in a file or a pipe
 
 def log_path(store: str, name: str) -> Path:
     """A new log file's place: `logs/` beside a local store, or in the working folder."""
-    beside = Path.cwd() if "://" in store else Path(store).expanduser().absolute().parent
+    folder = local_folder(store)
+    beside = Path.cwd() if folder is None else folder.parent
     return beside / "logs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 

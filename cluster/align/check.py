@@ -10,7 +10,7 @@ from cluster.align.config import PREFERENCE
 from cluster.align.split import split
 from cluster.data.examples import examples, generated
 from cluster.data.examples.lengths import task_fits
-from cluster.data.tokenizer.chat import render
+from cluster.data.tokenizer.chat import Rendered, render, render_answer
 from cluster.errors import UserError
 from cluster.train.cost import model_of
 
@@ -60,16 +60,14 @@ def _aligned(config: RlhfConfig, tokenizer: Tokenizer, context: int) -> None:
             raise UserError(f"no preference pair to {of} fits into {longest} tokens: raise {key}, or shorten them.")
 
 
-def pair_ids(tokenizer: Tokenizer, pair: Mapping) -> tuple[list[int], list[int]]:
-    """The ids of a pair's conversation with the chosen answer, and with the rejected one."""
-    return tuple(
-        render(tokenizer, [*pair["messages"], {"role": "assistant", "content": pair[side]}]).ids
-        for side in ("chosen", "rejected")
-    )  # type: ignore[return-value]
+def rendered_pair(tokenizer: Tokenizer, pair: Mapping) -> tuple[Rendered, Rendered]:
+    """A pair's conversation with the chosen answer, and with the rejected one; the masks are 1 on these answers."""
+    chosen, rejected = (render_answer(tokenizer, pair["messages"], pair[side]) for side in ("chosen", "rejected"))
+    return chosen, rejected
 
 
 def _longest(tokenizer: Tokenizer, pair: Mapping) -> int:
-    return max(map(len, pair_ids(tokenizer, pair)))
+    return max(len(side.ids) for side in rendered_pair(tokenizer, pair))
 
 
 def _files(urls: tuple[str, ...]) -> list[str]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cluster.align.check import pair_ids
+from cluster.align.check import rendered_pair
 from cluster.align.config import RlhfConfig
 from cluster.align.learner import Learner
-from cluster.data.tokenizer.chat import render_prompt
+from cluster.data.tokenizer.chat import Rendered
 from cluster.errors import UserError
 from cluster.train.worker import Worker
 from model.decoder import Decoder
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class Pair(NamedTuple):
-    chosen: list[int]
-    rejected: list[int]
-    prompt_length: int  # of the prompt that both begin with
+    """A conversation with either answer; the masks are 1 on the answers."""
+
+    chosen: Rendered
+    rejected: Rendered
 
     @property
     def longest(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
+        return max(len(self.chosen.ids), len(self.rejected.ids))
 
 
 class Pairs(Learner):
@@ -81,21 +82,21 @@ class Pairs(Learner):
         return self.worker.mean({"heldout_reward": (right, len(part))})
 
     def _encode(self, item: dict) -> Pair:
-        prompt = render_prompt(self.tokenizer, item["messages"])
-        return Pair(*pair_ids(self.tokenizer, item), len(prompt))
+        return Pair(*rendered_pair(self.tokenizer, item))
 
     def _pack(self, pairs: list[Pair]) -> PreferenceBatch:
         if not pairs:  # a rank without pairs takes part in the step with one that counts for nothing
-            pairs = [Pair([self.tokenizer.pad_id] * 2, [self.tokenizer.pad_id] * 2, 2)]
+            nothing = Rendered([self.tokenizer.pad_id] * 2, [0, 0])
+            pairs = [Pair(nothing, nothing)]
         width = max(pair.longest for pair in pairs)
         parts: list[torch.Tensor] = []
         for side in ("chosen", "rejected"):
             tokens = torch.full((len(pairs), width), self.tokenizer.pad_id)
             mask = torch.zeros(tokens.shape, dtype=torch.bool)
             for row, pair in enumerate(pairs):
-                ids = getattr(pair, side)
+                ids, answer = getattr(pair, side)
                 tokens[row, : len(ids)] = torch.tensor(ids)
-                mask[row, pair.prompt_length : len(ids)] = True
+                mask[row, : len(ids)] = torch.tensor(answer, dtype=torch.bool)
             parts += [tokens, mask]
         batch = PreferenceBatch(*parts, reference_P2=torch.zeros(len(pairs), 2))
         if self.config.method == "simpo":

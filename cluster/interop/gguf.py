@@ -166,7 +166,12 @@ def import_gguf(source: Path, target: Path) -> Converted:
     kind = given.get("tokenizer.ggml.model")
     if kind != "llama":
         raise UserError(f"{source}: tokenizer.ggml.model = {kind!r}; supported is 'llama', a sentencepiece tokenizer.")
-    config = read_description(source, given, tied="output.weight" not in tensors)
+    if (blocks := given.get(f"{ARCHITECTURE}.block_count", 1)) > len(tensors):
+        raise UserError(f"{source}: {ARCHITECTURE}.block_count = {blocks}, but the file has {len(tensors)} tensors.")
+    try:
+        config = read_description(source, given, tied="output.weight" not in tensors)
+    except UserError as error:
+        raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from None
     check_tensors(source, tensors, their_names(config))
     model = sentencepiece_model(source, given)
     tokenizer = Tokenizer.from_bytes(model, own_info(model) or with_turns(model, tokenizer_info(given)))

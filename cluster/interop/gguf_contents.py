@@ -97,11 +97,16 @@ def check_keys(path: Path, keys: dict[str, Any]) -> None:
                 allowed = " or ".join(map(repr, NEUTRAL[rest]))
                 raise _refused(path, name, value, f"supported is {allowed}, or no such key")
         elif name.startswith("tokenizer.ggml."):
-            ends = name == "tokenizer.ggml.add_eos_token"
-            if (ends and value) or (not ends and name.removeprefix("tokenizer.ggml.") not in TOKENIZER):
+            key = name.removeprefix("tokenizer.ggml.")
+            off = key in ("add_eos_token", "add_sep_token") and value is False
+            if not off and key not in TOKENIZER:
                 raise _refused(path, name, value, "nothing here does what it asks for")
+            if key.endswith("_token_id") and type(value) is not int:
+                raise _refused(path, name, value, "it must be a number")
+            if key in ("add_bos_token", "add_space_prefix", "remove_extra_whitespaces") and type(value) is not bool:
+                raise _refused(path, name, value, "it must be true or false")
         elif prefix == "split":
-            if keys.get("split.count", 1) > 1:
+            if keys.get("split.count", 1) not in (0, 1):
                 raise _refused(path, "split.count", keys["split.count"], "join the parts: llama-gguf-split --merge")
         elif not name.startswith(ABOUT):
             raise _refused(path, name, value, "nothing here reads that key, and it may change what is computed")

@@ -45,6 +45,7 @@ def describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 
 def sentencepiece_model(source: Path, given: dict[str, Any]) -> bytes:
     """The tokenizer as a sentencepiece model again."""
+    import sentencepiece
     from sentencepiece import sentencepiece_model_pb2 as sp
 
     proto = sp.ModelProto()  # type: ignore[attr-defined]
@@ -56,7 +57,8 @@ def sentencepiece_model(source: Path, given: dict[str, Any]) -> bytes:
         proto.pieces.add(piece=piece, score=score, type=kind)
     spec, ids = proto.trainer_spec, {n: given.get(f"tokenizer.ggml.{n}_token_id", -1) for n in LONG}
     spec.model_type, spec.vocab_size, spec.byte_fallback = spec.BPE, len(proto.pieces), True
-    for name, i in ids.items():
+    ends = {name: given.get(f"tokenizer.ggml.{name}_token_id", -1) for name in ENDS}
+    for name, i in (ids | ends).items():
         if not isinstance(i, int) or not -1 <= i < len(proto.pieces):
             raise UserError(f"{source}: tokenizer.ggml.{name}_token_id = {i}, of {len(proto.pieces)} tokens.")
     spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = (ids[n] for n in LONG)
@@ -66,7 +68,12 @@ def sentencepiece_model(source: Path, given: dict[str, Any]) -> bytes:
     normal = proto.normalizer_spec
     normal.name = "identity"
     normal.remove_extra_whitespaces = bool(given.get("tokenizer.ggml.remove_extra_whitespaces", False))
-    normal.precompiled_charsmap = bytes(given.get("tokenizer.ggml.precompiled_charsmap", []))
+    charsmap = given.get("tokenizer.ggml.precompiled_charsmap", [])
+    try:
+        normal.precompiled_charsmap = bytes(charsmap)
+        sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{source}: its tokenizer.ggml keys are no sentencepiece model.") from None
     normal.add_dummy_prefix = given.get("tokenizer.ggml.add_space_prefix", True)
     return proto.SerializeToString()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.store.base import Entry, NotFound, Store, StoreError
+from cluster.store_url import local_folder
 
 __all__ = ["Entry", "NotFound", "Store", "StoreError", "open_store"]
 
@@ -24,10 +25,9 @@ def open_store(url: str | Path) -> Store:
         from cluster.store.s3 import S3Store  # boto3 takes a third of a second to import
 
         return S3Store(text)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if "://" in text:
+    folder = local_folder(text)
+    if folder is None:
         raise UserError(f"Can't open the store {url!r}: give a folder or s3://bucket/prefix.")
     from cluster.store.local import LocalStore
 
-    return LocalStore(text)
+    return LocalStore(folder)

@@ -26,6 +26,7 @@ from urllib.parse import unquote
 
 from cluster.cache import cache_root
 from cluster.errors import UserError
+from cluster.store_url import local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,9 +78,9 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     Raises:
         ValueError: a `uri` that MLflow would take for its old file store, which it no longer serves.
     """
-    store = str(store_url)
-    remote = "://" in store
-    beside = Path.cwd() if remote else Path(store).expanduser().absolute().parent
+    store, folder = str(store_url), local_folder(store_url)
+    remote = folder is None
+    beside = Path.cwd() if folder is None else folder.parent
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     artifacts: str | None = f"{store.rstrip('/')}/mlflow" if remote else location_of(beside / "mlartifacts")
     if not given:
@@ -94,12 +95,12 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
             f"Tracking URI {given!r}: MLflow no longer keeps runs in plain files. Give a server (http://…), "
             f"a database (sqlite:////abs/mlflow.db, postgresql://…), or nothing."
         )
-    if remote:
+    if folder is None:
         import hashlib
 
         state = cache_root() / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
     else:
-        state = Path(store).expanduser().absolute() / "work" / "tracking"
+        state = folder / "work" / "tracking"
     return Place(given, artifacts, state)
 
 

@@ -37,14 +37,17 @@ def import_(
             with named_by_a_person(folder):
                 done, tokenizer = import_folder(folder, target)
             uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
+            chats = tokenizer is not None and has_roles(target)
         show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
         if tokenizer is not None:
             from cluster.tracking.place import locate
             from flows.commands import tokenmill
 
             place = locate() if uri else None
-            command = tokenmill("generate", uri or str(target.absolute()), "Once upon a time", place=place)
-            console.print(f"Next:\n  {command}", markup=False, soft_wrap=True)
+            model = uri or str(target.absolute())
+            commands = [tokenmill("chat", model, place=place)] if chats else []
+            commands.append(tokenmill("generate", model, "Once upon a time", place=place))
+            console.print("\n  ".join(["Next:", *commands]), markup=False, soft_wrap=True)
 
 
 def export(
@@ -71,6 +74,14 @@ def export(
 
         done = export_folder(model_folder(model), folder, architecture, max_bytes)
         show(f"Exported to {folder}", done, {"weights": f"{done.files} file{'s' * (done.files > 1)}"}, console)
+
+
+def has_roles(folder: Path) -> bool:
+    """Whether a model's folder has a tokenizer that a conversation can be written with."""
+    from cluster.data.tokenizer.chat import chats
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+
+    return chats(Tokenizer(folder))
 
 
 def check_name(name: str) -> None:

@@ -49,8 +49,10 @@ def import_model(source: Path, target: Path) -> Converted:
         ValueError: the weights don't fit config.json.
     """
     family, config, _ = read_config(source)
-    pairs = list(family.weights(config))
     with Weights(source) as weights:
+        if config.n_layers > (there := len(weights.names())):  # before the names of all of them are made
+            raise UserError(f"{source / CONFIG} says {config.n_layers} layers, but the weights have {there} tensors.")
+        pairs = list(family.weights(config))
         names = their_names(family, pairs, weights.names())
         check(family, config, pairs, weights, names)
         target.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,12 @@ def test_a_dead_address_is_told_at_once_with_the_variable_s_name(monkeypatch: py
         Session(ClusterConfig.model_validate({"address": "127.0.0.1:9"})).check()
 
 
+@pytest.mark.parametrize("host", ["head..local", "." + "a" * 64, "a" * 300])
+def test_a_name_that_no_host_has_is_told(host: str) -> None:
+    with pytest.raises(UserError, match="no host has such a name"):
+        check_address(f"{host}:6379", "RAY_ADDRESS")
+
+
 def test_a_port_that_listens_and_is_no_ray_s_is_told_in_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "SECONDS", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(UserError, match="nothing answers within"):

@@ -51,7 +51,9 @@ def test_a_model_of_ours_goes_out_and_comes_back(folder):
     made = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     assert greedy("ours") == f"The quick{tokenizer.decode(made, skip_special_tokens=True)}\n"
     assert sorted(model.generation_config.eos_token_id) == [3, 7]
-    assert "trained by tokenmill" in ok("import", "theirs", "--out", "again")
+    said = ok("import", "theirs", "--out", "again")
+    assert "trained by tokenmill" in said
+    assert [line.split()[1] for line in said.partition("Next:\n")[2].splitlines()] == ["chat", "generate"]
     assert greedy("again") == greedy("ours")
     assert effective(load_config("again")) == effective(load_config("ours"))
     for name in ("tokenizer.model", "tokenizer.json"):
@@ -163,7 +165,8 @@ def test_an_imported_model_chats_by_its_own_template(folder):
 
     sqlite_place(folder)
     their_chat_model(folder / "theirs")
-    ok("import", "theirs", "--name", "chatty", "--out", "ours")
+    said = ok("import", "theirs", "--name", "chatty", "--out", "ours")
+    assert "chat models:/chatty/1\n" in said.partition("Next:")[2]
     model, tokenizer = AutoModelForCausalLM.from_pretrained("theirs"), AutoTokenizer.from_pretrained("theirs")
     messages = [{"role": "user", "content": "What is two plus three?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]

@@ -48,6 +48,18 @@ def render(tokenizer: Tokenizer, messages: Messages) -> Rendered:
     return Rendered(ids, mask)
 
 
+def render_answer(tokenizer: Tokenizer, messages: Messages, answer: str) -> Rendered:
+    """A conversation with this answer at its end; mask is 1 on the answer and its <|end|> alone.
+
+    What stands before it may differ from `render_prompt`: others' templates write a prompt otherwise once there is an
+    answer, and the prompt's last token may be one with the answer's first.
+    """
+    ids, mask = render(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    stop = next((i + 1 for i in reversed(range(len(mask))) if mask[i]), 0)
+    start = next((i + 1 for i in reversed(range(stop)) if not mask[i]), 0)
+    return Rendered(ids, [int(start <= i < stop) for i in range(len(mask))])
+
+
 def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """The ids after which the model writes the next assistant's message; messages end with the user's."""
     (check_messages if tokenizer.template is None else check_form)(messages)
@@ -80,9 +92,14 @@ def parse(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, str]]:
     return messages
 
 
+def chats(tokenizer: Tokenizer) -> bool:
+    """Whether a conversation can be written: by an imported model's own template, or with our roles."""
+    return tokenizer.template is not None or f"<|{ROLES[0]}|>" in tokenizer.special
+
+
 def check_own(tokenizer: Tokenizer) -> None:
     """Raises UserError for an imported model's tokenizer, which has not our roles."""
-    if f"<|{ROLES[0]}|>" not in tokenizer.special:
+    if not chats(tokenizer):
         raise UserError(
             "This model was imported without a chat template and has no roles to chat in: complete text with it."
         )

@@ -17,9 +17,13 @@ FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 def read_about(source: Path) -> dict[str, Any]:
     """tokenizer_config.json, and what only special_tokens_map.json says, as older folders have it."""
-    return read_json(source / "special_tokens_map.json", missing={}) | read_json(
+    found = read_json(source / "special_tokens_map.json", missing={}) | read_json(
         source / "tokenizer_config.json", missing={}
     )
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        if not isinstance(found.get(name), list | dict | None):
+            raise UserError(f"{source / 'tokenizer_config.json'}: {name} must be a list, not {found[name]!r}.")
+    return found
 
 
 def roles_of(about: dict[str, Any]) -> list[str]:

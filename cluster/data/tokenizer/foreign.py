@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cluster.data.tokenizer.by_class import as_its_class
 from cluster.data.tokenizer.codecs import load_tokenizers
 from cluster.data.tokenizer.declared import (
     FLAGS,
@@ -56,8 +57,9 @@ def read_tokenizer(source: Path) -> tuple[bytes, dict[str, Any] | None]:
         if not given(json_path) or _asks_for_pieces(read_about(source)):
             return model, with_turns(model, _of_sentencepiece(source, proto))
     if given(json_path):
-        model = regular(json_path, "a JSON object").read_bytes()
-        return model, with_turns(model, _of_tokenizers(source, json_path))
+        file = read_json(json_path)
+        model = as_its_class(regular(json_path, "a JSON object").read_bytes(), read_about(source))
+        return model, with_turns(model, _of_tokenizers(source, json_path, model, file))
     if (source / "vocab.json").is_file():
         raise UserError(
             f"{source} has vocab.json but no tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…) "
@@ -176,9 +178,8 @@ def _asks_for_pieces(about: dict[str, Any]) -> bool:
     return str(about.get("tokenizer_class") or "").startswith(("Llama", "CodeLlama", "Gemma"))
 
 
-def _of_tokenizers(source: Path, path: Path) -> dict[str, Any]:
-    about, names, file = read_about(source), named_in(read_about(source)), read_json(path)
-    model = path.read_bytes()
+def _of_tokenizers(source: Path, path: Path, model: bytes, file: dict[str, Any]) -> dict[str, Any]:
+    about, names = read_about(source), named_in(read_about(source))
     bare = _loaded(path, model, [])
     declared = read_declared(source, about, tokenizer_json=False)
     there = {i: _flags(i, t) for i, t in bare.get_added_tokens_decoder().items()}
@@ -259,10 +260,18 @@ def _ids(source: Path, about: dict[str, Any], known: dict[str, int]) -> dict[str
     ids: dict[str, Any] = {}
     for name in ("bos", "eos", "pad"):
         named = known.get(content_of(about.get(f"{name}_token")))
+        for file, says in (("generation_config.json", generation), ("config.json", config)):
+            _check_id(source / file, f"{name}_token_id", says.get(f"{name}_token_id"))
         told = [generation.get(f"{name}_token_id"), config.get(f"{name}_token_id")]
         found = [i for i in ([named, *told] if name == "bos" else [*told, named]) if i is not None]
         ids |= {name: found[0]} if found else {}
     return ids
+
+
+def _check_id(path: Path, key: str, value: Any) -> None:
+    many = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
+    if not all(type(i) is int for i in many):
+        raise UserError(f"{path}: {key} = {str(value)[:80]} is no token's id.")
 
 
 def _files(source: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 RESERVED = 4 + len(SPECIAL) + 256
+LEADS = ("\n", ".", "a", "\0", "")
 
 
 class Tokenizer:
@@ -99,15 +100,19 @@ class Tokenizer:
             for start, stop, special in ((at, begin, True), (begin, end, False)):
                 if start == stop:
                     continue
-                # After a newline, so that no space is put before the stretch, as before a text.
-                lead = "" if start == 0 else "\n"
-                found = zip(*self._codec.encode_spans(lead + text[start:stop], special), strict=True)  # type: ignore[attr-defined]
-                for i, (b, e) in found:
-                    if e > len(lead) or not lead:
-                        ids.append(i)
-                        spans.append((start + max(0, b - len(lead)), start + e - len(lead)))
+                for i, b, e in self._stretch(text[start:stop], special, begins=start == 0):
+                    ids.append(i)
+                    spans.append((start + b, start + e))
             at = end
         return ids, spans
+
+    def _stretch(self, text: str, special: bool, begins: bool) -> list[tuple[int, int, int]]:
+        """(id, begin, end) of a stretch of a text; begins: it is the text's first."""
+        for lead in ("",) if begins else LEADS:  # after one no space is put before the stretch, as before a text
+            found = list(zip(*self._codec.encode_spans(lead + text, special), strict=True))  # type: ignore[attr-defined]
+            if all(e <= len(lead) or b >= len(lead) for _, (b, e) in found):  # none is one token with the lead
+                break
+        return [(i, b - len(lead), e - len(lead)) for i, (b, e) in found if e > len(lead) or not lead]
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False, continues: bool = False) -> str:
         """The text of `ids`; `keep_special` writes special tokens by name, else they leave nothing.

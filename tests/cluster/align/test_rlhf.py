@@ -22,6 +22,7 @@ from cluster.align.rollout import Rollouts
 from cluster.align.split import split
 from cluster.data.examples import examples
 from cluster.data.held_out import question
+from cluster.data.tokenizer.chat import Rendered
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
 from cluster.train.worker import Worker
@@ -222,11 +223,13 @@ def test_pairs_are_scored_by_the_mean_of_a_token_however_long_the_answers_are(fo
     worker.mean = lambda sums: {name: total / n for name, (total, n) in sums.items()}  # type: ignore
     learner = Pairs(settings, load_model(folder), load_model(folder), Tokenizer(folder), worker, *split(settings))
     ids = Tokenizer(folder).encode("Two plus three is five. The quick brown fox jumps over the lazy dog.")
-    learner.heldout = [Pair(ids[: 4 + i], ids[2 : 20 - i], 2) for i in range(12)] * 3  # more than go through at once
+    cuts = [(ids[: 4 + i], ids[2 : 20 - i]) for i in range(12)]
+    pairs = [Pair(*(Rendered(side, [0, 0] + [1] * (len(side) - 2)) for side in cut)) for cut in cuts]
+    learner.heldout = pairs * 3  # more than go through at once
     right = []
     for pair in learner.heldout:
         means = []
-        for side in (pair.chosen, pair.rejected):
+        for side, _ in (pair.chosen, pair.rejected):
             with torch.no_grad():
                 logp = learner.model.logits(learner.model(torch.tensor([side]))[0]).log_softmax(-1)[0]
             means.append(logp[range(1, len(side) - 1), side[2:]].mean())

@@ -152,6 +152,10 @@ def test_whatever_happens_to_a_file_is_said_in_our_words(copied, name, tmp_path)
         ("architectures", [3]),
         ("vocab_size", -1),
         ("vocab_size", None),
+        ("num_hidden_layers", 10**9),
+        ("eos_token_id", "x"),
+        ("eos_token_id", ["x", None]),
+        ("bos_token_id", [1]),
     ],
 )
 def test_a_key_of_another_kind_is_refused(copied, key, value, tmp_path):
@@ -160,6 +164,13 @@ def test_a_key_of_another_kind_is_refused(copied, key, value, tmp_path):
     write(folder, "config.json", config | {key: value})
     with pytest.raises(UserError):
         import_folder(folder, tmp_path / "ours")
+
+
+def test_special_tokens_that_are_no_list_are_refused(copied, tmp_path):
+    folder = copied("bytes")
+    about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write(folder, "tokenizer_config.json", about | {"additional_special_tokens": 5})
+    assert "must be a list" in refused(folder, tmp_path / "ours", "tokenizer_config.json")
 
 
 def test_an_index_is_checked_before_its_files_are_opened(copied, tmp_path):

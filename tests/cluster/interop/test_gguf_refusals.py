@@ -47,6 +47,7 @@ def test_what_changes_nothing_is_read_over(folder, tmp_path):
         "llama.expert_count": 0,
         "general.author": "a",
         "tokenizer.ggml.cls_token_id": 3,
+        "tokenizer.ggml.add_sep_token": False,
         "split.count": 1,
     }
     import_gguf(write(folder, tmp_path / "m.gguf", keys), tmp_path / "back")
@@ -82,6 +83,10 @@ def test_what_changes_nothing_is_read_over(folder, tmp_path):
         ("tokenizer.ggml.add_eos_token", True),
         ("tokenizer.ggml.something_new", 1),
         ("tokenizer.ggml.bos_token_id", 99_999),
+        ("tokenizer.ggml.eot_token_id", 99_999),
+        ("tokenizer.ggml.bos_token_id", True),
+        ("tokenizer.ggml.add_space_prefix", "yes"),
+        ("split.count", "two"),
     ],
 )
 def test_a_key_that_changes_the_model_is_refused_by_name(folder, name, value, tmp_path):
@@ -89,6 +94,24 @@ def test_a_key_that_changes_the_model_is_refused_by_name(folder, name, value, tm
         import_gguf(write(folder, tmp_path / "m.gguf", {name: value}), tmp_path / "back")
     assert str(value)[:10] in str(refused.value)
     assert not (tmp_path / "back").exists()
+
+
+def test_a_table_of_characters_that_is_none_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"m.gguf: its tokenizer.ggml keys are no sentencepiece model"):
+        import_gguf(write(folder, tmp_path / "m.gguf", {"tokenizer.ggml.precompiled_charsmap": [1, 2]}), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("block_count", 10**9, "llama.block_count = 1000000000, but the file has"),
+        ("rope.freq_base", 0.0, "rope_theta = 0.0 must be"),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "norm_eps = nan must be"),
+    ],
+)
+def test_a_number_that_can_t_be_is_refused_by_file_at_once(folder, name, value, said, tmp_path):
+    with pytest.raises(UserError, match=f"m.gguf: {said}"):
+        import_gguf(write(folder, tmp_path / "m.gguf", {f"llama.{name}": value}), tmp_path / "back")
 
 
 @pytest.mark.parametrize(

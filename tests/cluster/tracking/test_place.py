@@ -11,6 +11,7 @@ import pytest
 from tiny_mlflow import sqlite_place
 
 from cluster.registry.versions import Registry
+from cluster.store import open_store
 from cluster.tracking.place import KIND, QUIET, TRAINING, connect, database_of, experiment_id, locate
 
 
@@ -133,3 +134,8 @@ def test_the_command_that_shows_a_database_is_one_that_a_shell_finds(tmp_path, m
     monkeypatch.setenv("PATH", path)
     program, *words = shlex.split(locate(tmp_path / "a b" / "store").command)
     assert shutil.which(program) and words == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b/mlflow.db"]
+
+
+def test_a_store_by_its_file_url_has_the_tracking_of_its_folder(tmp_path):
+    assert locate(f"file://{tmp_path}/a store") == locate(tmp_path / "a store")
+    assert open_store(f"file://{tmp_path}/a store").url == open_store(tmp_path / "a store").url

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from their_templates import GENERATION, TEMPLATES
-from their_tokenizers import SPECIAL, byte_level, pieces, token, write
+from their_tokenizers import SPECIAL, USER_DEFINED, byte_level, pieces, sentencepiece_model, token, write
 from transformers import AutoTokenizer
 
-from cluster.data.tokenizer.chat import render, render_prompt
+from cluster.data.tokenizer.chat import render, render_answer, render_prompt
 from cluster.data.tokenizer.exchange import export_tokenizer, import_tokenizer
 from cluster.data.tokenizer.template import ChatTemplate
 from cluster.data.tokenizer.tokenizer import Tokenizer
@@ -134,6 +134,30 @@ def test_a_special_token_s_name_in_a_message_is_words(both):
     learned = [i for i, m in zip(ids, mask, strict=True) if m]
     assert learned.count(last) == 1 and learned[-1] == last
     assert f"fox {end} and" in ours.decode(learned, keep_special=True, continues=True)
+
+
+def test_what_stands_beside_a_name_in_a_message_is_not_one_token_with_what_is_not_there(tmp_path):
+    folder = folder_with(tmp_path, "ChatML", "pieces")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(**USER_DEFINED))  # two newlines are one piece
+    (folder / "ours").mkdir()
+    import_tokenizer(folder, folder / "ours", 10_000)
+    ours = Tokenizer(folder / "ours")
+    said = f"fox {SPECIAL}\nis it"
+    ids = render_prompt(ours, [{"role": USER, "content": said}])
+    assert f"user\n{said}<|im_end|>" in ours.decode(ids, keep_special=True)
+
+
+def test_an_answer_s_mask_is_on_the_last_answer_and_its_end_alone(both):
+    ours, theirs, end, _ = both
+    before = [{"role": USER, "content": "a"}, {"role": ASSISTANT, "content": "wrong"}, {"role": USER, "content": "b"}]
+    for answer in ("fox", "\n 5, é🙂", f"a {end}"):
+        ids, mask = render_answer(ours, before, answer)
+        whole = render(ours, [*before, {"role": ASSISTANT, "content": answer}])
+        learned = [i for i, m in zip(ids, mask, strict=True) if m]
+        said = ours.decode(learned, keep_special=True, continues=True).replace("<think>", "").replace("</think>", "")
+        assert ids == whole.ids
+        assert learned[-1] == theirs.convert_tokens_to_ids(end)
+        assert _letters(said).removesuffix(end) == _letters(answer)
 
 
 def test_a_template_s_refusal_is_said(tmp_path):

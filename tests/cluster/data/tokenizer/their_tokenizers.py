@@ -126,6 +126,25 @@ def word_piece(folder: Path) -> None:
     write(folder, "tokenizer_config.json", about | {"added_tokens_decoder": more})
 
 
+def marked_spaces(folder: Path, tokenizer_class: str, **about: Any) -> None:
+    """Llama's tokenizer.json as it was written until 2024, with no tokenizer.model beside it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    spaces = decoders.Replace("\u2581", " ")
+    tokenizer.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special, data = ["<unk>", "<s>", "</s>"], [f"<0x{b:02X}>" for b in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special + data, max_token_length=12)
+    tokenizer.train_from_iterator(LINES, trainer)
+    file = json.loads(tokenizer.to_str())
+    file["added_tokens"] = file["added_tokens"][: len(special)]
+    tokenizer = Tokenizer.from_str(json.dumps(file))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_tokens([AddedToken(**t) for t in added(tokenizer.get_vocab_size()).values()])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **about}
+    write(folder, "tokenizer_config.json", about | {"tokenizer_class": tokenizer_class})
+
+
 USER_DEFINED = {"user_defined_symbols": ("<h1>", "\n\n", "   "), "control_symbols": ("<ctl>",)}
 TRAINED = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
 LLAMA = "LlamaTokenizer"
@@ -143,6 +162,11 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "sentencepiece, any": lambda f: pieces(f, "PreTrainedTokenizerFast", USER_DEFINED, add_bos_token=True),
     "sentencepiece, unsaid": lambda f: pieces(f, None, add_bos_token=True),
     "sentencepiece, any, not legacy": lambda f: pieces(f, "TokenizersBackend", legacy=False, add_bos_token=True),
+    "marked spaces, Llama": lambda f: marked_spaces(f, LLAMA),
+    "marked spaces, Llama, legacy": lambda f: marked_spaces(f, "LlamaTokenizerFast", legacy=True),
+    "marked spaces, Llama, no prefix": lambda f: marked_spaces(f, LLAMA, add_prefix_space=False),
+    "marked spaces, Gemma": lambda f: marked_spaces(f, "GemmaTokenizer", pad_token="</s>", mask_token="<unk>"),
+    "marked spaces, any": lambda f: marked_spaces(f, "PreTrainedTokenizerFast"),
     "byte level": byte_level,
     "BPE": bpe,
     "Unigram": unigram,
