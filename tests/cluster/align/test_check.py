@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_model import make_model
 
-from cluster.align.check import check_instruct, check_rlhf, pair_ids
+from cluster.align.check import check_instruct, check_rlhf, rendered_pair
 from cluster.align.config import RlhfConfig
 from cluster.align.instruct import STAGE as INSTRUCT
 from cluster.align.instruct import InstructConfig
@@ -50,7 +50,7 @@ def test_pairs_of_which_not_one_fits_are_refused_and_one_that_just_fits_is_enoug
     long = {"messages": ASKED, "chosen": "b" * 90, "rejected": "c"}
     short = {"messages": ASKED, "chosen": "b" * 5, "rejected": "c" * 20}
     data = write(tmp_path / "pairs.jsonl", long, short)
-    size = max(map(len, pair_ids(Tokenizer(tokenizer), short)))
+    size = max(len(side.ids) for side in rendered_pair(Tokenizer(tokenizer), short))
     for row, context, fits in ((size, 512, True), (size - 1, 512, False), (512, size, True), (512, size - 1, False)):
         train = TrainConfig(seq_len=row)
         dpo = step(RLHF, RlhfConfig(method="dpo", preferences=data, train=train), context)
