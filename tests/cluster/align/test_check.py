@@ -50,15 +50,19 @@ def test_pairs_of_which_not_one_fits_are_refused_and_one_that_just_fits_is_enoug
     long = {"messages": ASKED, "chosen": "b" * 90, "rejected": "c"}
     short = {"messages": ASKED, "chosen": "b" * 5, "rejected": "c" * 20}
     data = write(tmp_path / "pairs.jsonl", long, short)
+    other = {"messages": [{"role": "user", "content": "A?"}], "chosen": "b", "rejected": "c"}
+    held = write(tmp_path / "held.jsonl", other)
     size = max(len(side.ids) for side in rendered_pair(Tokenizer(tokenizer), short))
     for row, context, fits in ((size, 512, True), (size - 1, 512, False), (512, size, True), (512, size - 1, False)):
         train = TrainConfig(seq_len=row)
-        dpo = step(RLHF, RlhfConfig(method="dpo", preferences=data, train=train), context)
+        dpo = step(RLHF, RlhfConfig(method="dpo", preferences=data, heldout=held, train=train), context)
         check_rlhf(dpo, None)
         if fits:
             check_rlhf(dpo, tokenizer)
         else:
-            with pytest.raises(UserError, match=rf"\[rlhf\] no preference pair fits into {size - 1} tokens"):
+            with pytest.raises(
+                UserError, match=rf"\[rlhf\] no preference pair to train on fits into {size - 1} tokens"
+            ):
                 check_rlhf(dpo, tokenizer)
 
 
