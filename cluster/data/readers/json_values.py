@@ -5,8 +5,8 @@
                                             }
     lines: 1, 2        values: 1, 2         value: 1
 
-Which it is, the beginning says: `[` before a `{` or a text, or a first line of `{` alone. What comes after an array is
-lines again. Memory is flat: a value longer than `limit` comes as its beginning, like a line.
+Which it is, the beginning says: `[` before a `{` or a text, or an object whose first line isn't its last. What comes
+after an array is lines again. Memory is flat: a value longer than `limit` comes as its beginning, like a line.
 """
 
 from __future__ import annotations
@@ -88,13 +88,30 @@ class _Stream:
         self.put_back(seen)
         if first[:1] == b"[" and first[1:].lstrip()[:1] in (b"{", b'"'):
             return b"["
-        line, newline, _ = first.partition(b"\n")
-        return b"{" if newline and line.strip() == b"{" else None
+        return b"{" if first[:1] == b"{" and _goes_over(first) else None
 
 
 def _undecided(first: bytes) -> bool:
     """Whether more is to be seen of a stream than its first bytes, white space before them left out."""
-    return not first or (first[:1] == b"{" and b"\n" not in first) or (first[:1] == b"[" and not first[1:].strip())
+    return (
+        not first or (first[:1] == b"[" and not first[1:].strip()) or (first[:1] == b"{" and _goes_over(first) is None)
+    )
+
+
+def _goes_over(first: bytes) -> bool | None:
+    """Whether an object's first line isn't its last; None: that depends on what follows.
+
+    A line that was torn after a comma is none: the next line of JSON lines begins with another object.
+    """
+    line, newline, rest = first.partition(b"\n")
+    line, rest = line.rstrip(), rest.lstrip()
+    if not newline:
+        return None
+    if line.endswith((b"{", b"[")):
+        return True
+    if not line.endswith((b",", b":")):
+        return False
+    return (rest[:1] not in (b"{", b"[") if line.endswith(b",") else True) if rest else None
 
 
 class _Pieces:

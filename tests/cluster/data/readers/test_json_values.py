@@ -51,6 +51,24 @@ def test_objects_over_several_lines_are_read_and_an_array_may_be_followed_by_lin
     assert [text for _, text in texts(lines.encode()[7:])] == [A["text"], "b"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": 1,\n "text": "a"}\n{"id": 2, "text": "b"}\n',
+        '{"id": 1, "tags": [\n{"x": 1}\n], "text": "a"}\n\n{"text":\n"b"}',
+        '{"id": 1,\n\n"text": "a"\n} {"text": "b"}\n',
+        '{"text": "a", "more": {\n}}\n{"text": "b",\n"id": 2}',
+    ],
+)
+def test_an_object_may_go_over_several_lines_wherever_they_break(text):
+    for size in (1, 3, 1000):
+        assert [found for _, found in texts(text.encode(), size)] == ["a", "b"]
+
+
+def test_a_line_that_was_torn_after_a_comma_costs_itself_only():
+    assert [found for _, found in texts(b'{"text": "a",\n{"text": "b"}\n')] == ["invalid_json", "b"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(JSON).map(lambda more: [{}, *more]), st.sampled_from([None, 0, 2]), st.integers(1, 40))
 def test_every_element_of_every_array_comes_out_as_it_went_in(elements, indent, size):
