@@ -11,6 +11,7 @@ from pydantic import create_model, field_validator
 from cluster.align.config import policy_problem
 from cluster.data.filter import check_sources
 from cluster.errors import UserError, nearest
+from cluster.evaluate.summary import metric_names
 from cluster.train.extend import extended
 from cluster.train.loop import objective_problem
 from flows import graph
@@ -124,6 +125,14 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             wrong("rlhf", problem)
         if recipe.rlhf.train.objective != "next_token":
             wrong("rlhf.train.objective", "leave it out: [rlhf] method says what is optimised.")
+    if recipe.release:
+        known = metric_names(names, [task.name for task in recipe.evaluate.tasks], recipe.model.causal)
+        for table in ("metrics", "require"):
+            for index, gate in enumerate(getattr(recipe.release, table)):
+                if gate.metric not in known:
+                    close = nearest(gate.metric, known)
+                    hint = f"did you mean {close[0]}?" if close else f"it measures {', '.join(known)}."
+                    wrong(f"release.{table}.{index}.metric", f"a metric of the evaluation: {hint}", f'"{gate.metric}"')
     if recipe.rlhf is not None and recipe.instruct is None:
         wrong(
             "rlhf",

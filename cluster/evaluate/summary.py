@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 BOUND_ERROR = "bpb_bound_error"  # present where bpb is a bound
 BITS = ("bpb", "unigram_bpb", "gzip_bpb")  # of all text, and as NAME/SOURCE of each source
 SAMPLES = "samples.json"
+
+
+def metric_names(sources: Iterable[str], tasks: Iterable[str], causal: bool) -> list[str]:
+    """What an evaluation of these sources and tasks may measure."""
+    bits = BITS if causal else (*BITS, BOUND_ERROR)
+    names = [*bits, *(f"{name}/{source}" for source in sources for name in bits)]
+    return names + [f"{task}/{what}" for task in tasks for what in ("accuracy", "items")]
 
 
 @dataclass(frozen=True)

@@ -395,3 +395,27 @@ def test_the_weights_of_a_longer_context_are_of_the_sources(folder: Path, weight
     with pytest.raises(RecipeError) as caught:
         real(REAL + "[extend]\nmax_seq_len = 4096\n", f"extend.weights={weights}")
     assert f"{key}  (--set extend.weights={weights})" in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "metric", "words"),
+    [
+        ("metrics", "bpb/cdoe", "did you mean bpb/code?"),
+        ("require", "bbp", "did you mean bpb?"),
+        ("metrics", "sums/acuracy", "did you mean sums/accuracy?"),
+        ("metrics", "reward", "it measures bpb, unigram_bpb, gzip_bpb, bpb/web"),
+        ("metrics", "bpb_bound_error/code", "a metric of the evaluation"),  # only of a diffusion model
+    ],
+)
+def test_a_gate_asks_for_what_the_evaluation_measures(folder: Path, table: str, metric: str, words: str) -> None:
+    task = '[[evaluate.tasks]]\nname = "sums"\nkind = "generate"\ndata = "generated://arithmetic?n=9"\n'
+    bound = 'mode = "min"' if table == "metrics" else "max = 3.0"
+    for name in ("bpb/code", "sums/accuracy", metric):
+        text = REAL + task + f'[[release.{table}]]\nmetric = "{name}"\n{bound}\n'
+        if name != metric:
+            real(text)
+            continue
+        with pytest.raises(RecipeError) as caught:
+            real(text)
+        (problem,) = caught.value.problems
+        assert problem.key == f"release.{table}.0.metric" and words in problem.message
