@@ -177,6 +177,12 @@ def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
     tokenizer = Tokenizer.from_bytes(model, info)
     if tokenizer.vocab_size > rows:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}.")
+    beyond = [i for i in tokenizer.stop_ids if not 0 <= i < rows]
+    if beyond:
+        raise UserError(
+            f"{source}: eos_token_id = {beyond[0]} in generation_config.json or config.json is none of the model's "
+            f"{rows} tokens, so that no text would ever end: put the right one there."
+        )
     tokenizer.save(target)
     kinds = {"whole-text": "sentencepiece", "tokenizers": "tokenizer.json (runs with the package tokenizers)"}
     return kinds.get(info.get("library", ""), "sentencepiece, trained by tokenmill")

@@ -166,6 +166,14 @@ def test_a_key_of_another_kind_is_refused(copied, key, value, tmp_path):
         import_folder(folder, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("ids", [640, [2, 640], -1])
+def test_an_end_that_is_no_token_of_the_model_is_refused(copied, tmp_path, ids):
+    folder = copied("bytes")
+    write(folder, "generation_config.json", {"eos_token_id": ids})
+    with pytest.raises(UserError, match=r"eos_token_id = (640|-1) in .* none of the model's 640 tokens"):
+        import_folder(folder, tmp_path / "ours")
+
+
 def test_special_tokens_that_are_no_list_are_refused(copied, tmp_path):
     folder = copied("bytes")
     about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
