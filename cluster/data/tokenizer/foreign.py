@@ -263,14 +263,14 @@ def _ids(source: Path, about: dict[str, Any], known: dict[str, int]) -> dict[str
         for file, says in (("generation_config.json", generation), ("config.json", config)):
             _check_id(source / file, f"{name}_token_id", says.get(f"{name}_token_id"))
         told = [generation.get(f"{name}_token_id"), config.get(f"{name}_token_id")]
-        found = [i for i in ([named, *told] if name == "bos" else [*told, named]) if i is not None]
+        found = [i for i in ([named, *told] if name == "bos" else [*told, named]) if i not in (None, -1)]  # -1: none
         ids |= {name: found[0]} if found else {}
     return ids
 
 
 def _check_id(path: Path, key: str, value: Any) -> None:
     many = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
-    if not all(type(i) is int for i in many):
+    if not all(type(i) is int for i in many) or (key == "eos_token_id" and any(i < 0 for i in many)):
         raise UserError(f"{path}: {key} = {str(value)[:80]} is no token's id.")
 
 

@@ -170,7 +170,9 @@ def test_a_key_of_another_kind_is_refused(copied, key, value, tmp_path):
 def test_an_end_that_is_no_token_of_the_model_is_refused(copied, tmp_path, ids):
     folder = copied("bytes")
     write(folder, "generation_config.json", {"eos_token_id": ids})
-    with pytest.raises(UserError, match=r"eos_token_id = (640|-1) in .* none of the model's 640 tokens"):
+    with pytest.raises(
+        UserError, match=r"eos_token_id = (640 in .* none of the model's 640 tokens|-1 is no token's id)"
+    ):
         import_folder(folder, tmp_path / "ours")
 
 
