@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.align.rlhf import one_in_ten
+from cluster.align.split import one_in_ten
 from cluster.data.examples.generated import held_out
 from cluster.data.held_out import below, one_in, text_hash
 

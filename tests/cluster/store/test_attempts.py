@@ -81,7 +81,7 @@ def test_a_killed_attempt_counts_up_to_its_last_tick(tmp_path: Path):
     killed.stdout.close()
     with Attempt(open_store(url), FP, "mine") as mine:
         wall, devices = mine.total()
-    assert 0.7 < wall < 30 and 2.8 < devices <= 4 * wall
+    assert 0.7 < wall < 30 and 2.8 < devices < 4 * wall + 0.01  # milliseconds are kept
 
 
 def test_a_damaged_record_or_a_store_that_takes_none_ends_no_attempt(tmp_path: Path, monkeypatch):
