@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import traceback
 from pathlib import Path
@@ -174,7 +175,8 @@ def test_a_stop_is_seen_while_results_are_waited_for(ray_local, run):
     assert max(gaps[1:]) < 2 * PATIENCE
     assert stop.value.__cause__ is None
     assert list(ordered(sleep, [0, 0])) == [0, 0], "the workers are free again"
-    assert time.monotonic() - begun < 15
+    # Ray cancels by SIGINT: workers of a process that ignores it, as one behind `&` in a script does, end their task.
+    assert time.monotonic() - begun < (15 if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else 35)
 
 
 def test_a_unit_whose_worker_dies_is_read_again_although_others_wait_for_their_reader(ray_local, tmp_path):
