@@ -270,7 +270,9 @@ def _ids(source: Path, about: dict[str, Any], known: dict[str, int]) -> dict[str
 
 def _check_id(path: Path, key: str, value: Any) -> None:
     many = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
-    if not all(type(i) is int for i in many) or (key == "eos_token_id" and any(i < 0 for i in many)):
+    if not all(type(i) is int for i in many) or (
+        key == "eos_token_id" and any(isinstance(i, int) and i < 0 for i in many)
+    ):
         raise UserError(f"{path}: {key} = {str(value)[:80]} is no token's id.")
 
 
