@@ -169,6 +169,12 @@ def test_caps_are_exact_and_take_the_first_documents(ray_local, tmp_path, many):
     assert made.summary["sources"]["ten"]["documents"] == 10
 
 
+def test_a_cap_that_lies_in_a_later_table_takes_all_of_those_before(ray_local, tmp_path):
+    (tmp_path / "big.jsonl").write_bytes(jsonl([f"{i} " + "word " * 400 for i in range(14_000)]))  # 28 MB: several
+    made = run_corpus(tmp_path / "store", [{"name": "s", "path": str(tmp_path / "big.jsonl"), "max_documents": 13_000}])
+    assert [int(row["text"].split()[0]) for row in rows(made)] == list(range(13_000))
+
+
 def test_a_cap_below_the_first_document_is_what_leaves_a_source_empty(ray_local, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "forty-two bytes of text"}\n')
     (tmp_path / "b.jsonl").write_bytes(b"7\n" + (tmp_path / "a.jsonl").read_bytes())
