@@ -74,3 +74,9 @@ def test_only_what_decoding_says_is_in_the_fingerprint() -> None:
         and EvaluateConfig(**config.model_dump(include={"decoding"})) == config
     )
     assert identity(config) == {"decoding": {"top_k": 4, "stops": ["a"]}}
+
+
+def test_a_task_may_have_one_item_and_not_none() -> None:
+    assert TaskConfig.model_validate({**TASK, "limit": 1}).limit == 1
+    with pytest.raises(ValidationError, match="limit"):
+        TaskConfig.model_validate({**TASK, "limit": 0})

@@ -25,6 +25,7 @@ from cluster.train.loop import batch_for, numbers, objective_for
 from cluster.train.pretrain import PretrainConfig, Pretraining, pretrain_worker
 from model.checkpoint import load_model
 from model.config import ModelConfig
+from model.objectives import masked_diffusion
 from model.train_config import TrainConfig
 
 TRAIN = TrainConfig(
@@ -76,6 +77,22 @@ def test_bits_per_byte_are_a_bound_below_the_unigram_s(model: Path, tokens: Path
     assert abs(again["bpb"] - score["bpb"]) < 5 * math.hypot(score["bpb_bound_error"], again["bpb_bound_error"])
     lengths = [len(d) for d in TokenRows(tokens, 64).validation_documents("prose")]
     assert score["bpb"] * score["bytes"] > sum(map(delta_bits, lengths)), "the lengths are paid for"
+
+
+def test_a_bound_s_noise_is_another_one_for_each_held_out_row(
+    model: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+    bound, validation = masked_diffusion.likelihood_bound, TokenRows.validation
+
+    def noted(decoder: Any, batch: Any, rows: torch.Tensor, *more: Any) -> Any:
+        numbers.extend(rows.tolist())
+        return bound(decoder, batch, rows, *more)
+
+    monkeypatch.setattr(masked_diffusion, "likelihood_bound", noted)
+    monkeypatch.setattr(TokenRows, "validation", lambda self, source, max_bytes: validation(self, source, 1, max_bytes))
+    score_source(folder_of(model), folder_of(tokens), "prose", EvaluateConfig(bound_samples=2))
+    assert numbers == list(range(len(numbers))) and len(numbers) > 2
 
 
 def test_every_number_of_workers_hides_the_same_tokens(tokens: Path) -> None:
