@@ -34,7 +34,7 @@ class RlhfConfig(BaseModel):
     method: Literal["grpo", "dr_grpo", "rloo", "dapo", "gspo", "dpo", "ipo", "simpo"] = "dr_grpo"
     tasks: tuple[str, ...] = Field((), description="verifiable tasks: paths, globs, s3://…, generated://…")
     preferences: tuple[str, ...] = Field((), description="pairs for dpo, ipo and simpo")
-    heldout: tuple[str, ...] = Field((), description="never trained on by [rlhf]; default: one in ten of tasks or preferences")
+    heldout: tuple[str, ...] = Field((), description="not trained on here; default: one in ten of tasks or preferences")
     heldout_items: int = Field(128, gt=0, description="held-out prompts or pairs that are scored")
     group_size: int = Field(8, ge=2, description="answers sampled for each prompt")
     max_new_tokens: int = Field(48, gt=0)
