@@ -26,7 +26,9 @@ def tasks():
         for number in range(part["count"]):
             time.sleep(part.get("sleep", 0.0))
             if "beat" in part:
-                Path(part["beat"]).write_text(str(number), encoding="utf-8")
+                fresh = Path(f"{part['beat']}.fresh")  # renamed, so that no reader finds it empty
+                fresh.write_text(str(number), encoding="utf-8")
+                fresh.replace(part["beat"])
             if part.get("fail") == number:
                 raise ValueError("what the reader says\nin two lines")
             if part.get("die") == number and not Path(part["grave"]).exists():
