@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 from tests.s3_server import load_serve
 
 BUCKET = "tokenmill"
+
+
+def pytest_configure() -> None:
+    """A shell has what it starts behind `&` ignore SIGINT, by which Ray cancels its workers, who would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking.place import Place, connect, locate
+from cluster.tracking.tracker import Tracker
 
 
 @functools.cache
@@ -36,3 +37,8 @@ def runs(place: Place, experiment: str) -> dict[str, Any]:
 def curve(place: Place, run_id: str, metric: str) -> list[tuple[int, float, int]]:
     """(step, value, time) of each point, in MLflow's order."""
     return [(m.step, m.value, m.timestamp) for m in connect(place.uri).get_metric_history(run_id, metric)]
+
+
+def tracker(place: Place, **more: Any) -> Tracker:
+    """A tracker of an experiment, which samples no system."""
+    return Tracker(place, "line", system_seconds=None, **more)

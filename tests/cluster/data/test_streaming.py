@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 import traceback
 from pathlib import Path
@@ -168,17 +167,16 @@ def test_a_stop_is_seen_while_results_are_waited_for(ray_local, run):
         nonlocal last
         gaps.append(time.monotonic() - last)
         last = time.monotonic()
-        if last - begun > 4.0:  # by then a loaded machine too has begun both
+        if last - begun > 2.0:
             raise Stopped("stopped")
 
     with pytest.raises(Stopped, match=r"^stopped$") as stop:
         list(run(sleep, [20, 20], check=check))
-    assert time.monotonic() - begun < 9
+    assert time.monotonic() - begun < 7
     assert max(gaps[1:]) < 2 * PATIENCE
     assert stop.value.__cause__ is None
     assert list(ordered(sleep, [0, 0])) == [0, 0], "the workers are free again"
-    # Ray cancels by SIGINT: workers of a process that ignores it, as one behind `&` in a script does, end their task.
-    assert time.monotonic() - begun < (15 if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else 35)
+    assert time.monotonic() - begun < 10
 
 
 def test_a_unit_whose_worker_dies_is_read_again_although_others_wait_for_their_reader(ray_local, tmp_path):

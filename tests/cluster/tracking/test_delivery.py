@@ -8,8 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-from tiny_mlflow import curve, runs, sqlite_place
+from tiny_mlflow import curve, runs, tracker
 
 from cluster.events import EventLog, read_events
 from cluster.tracking import outbox, sender
@@ -36,20 +35,6 @@ if sys.argv[2] == "up":
     run.wait_run_id(60)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_configured(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def place(tmp_path) -> Place:
-    return sqlite_place(tmp_path)
-
-
-def tracker(place: Place, **kw) -> Tracker:
-    return Tracker(place, "line", system_seconds=None, **kw)
 
 
 def test_a_batch_sent_twice_is_stored_once(place, tmp_path, monkeypatch):

@@ -6,26 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_mlflow import curve, runs, sqlite_place
+from tiny_mlflow import curve, runs, tracker
 
 from cluster.events import EventLog, read_events
 from cluster.tracking import outbox
-from cluster.tracking.place import Place, connect, locate
+from cluster.tracking.place import connect, locate
 from cluster.tracking.tracker import Tracker, flatten, numbers_of
-
-
-@pytest.fixture(autouse=True)
-def nothing_configured(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def place(tmp_path) -> Place:
-    return sqlite_place(tmp_path)
-
-
-def tracker(place: Place, **kw) -> Tracker:
-    return Tracker(place, "line", system_seconds=None, **kw)
 
 
 def test_a_run_of_the_line_holds_a_run_of_each_stage(place, tmp_path):
