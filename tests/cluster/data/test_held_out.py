@@ -4,7 +4,7 @@ import pytest
 
 from cluster.align.split import one_in_ten
 from cluster.data.examples.generated import held_out
-from cluster.data.held_out import below, one_in, text_hash
+from cluster.data.held_out import below, one_in, question, text_hash
 
 TEXTS = [f"text {i} é" for i in range(4000)]
 
@@ -40,3 +40,12 @@ def test_problems_and_conversations_are_on_the_side_on_which_they_were():
 
 PROBLEMS = "0000000000000101000000000001000000000000"
 CONVERSATIONS = "0000000100000000000000000000000011100000"
+
+
+def test_what_the_assistant_said_before_is_of_the_question_and_a_system_message_is_not():
+    def asks(*turns):
+        return question({"messages": [{"role": role, "content": content} for role, content in turns]})
+
+    first, again = ("user", "Count."), ("user", "And on?")
+    assert asks(first, ("assistant", "1, 2"), again) != asks(first, ("assistant", "1"), again) != asks(first, again)
+    assert asks(("system", "Be brief."), first) == asks(first)

@@ -117,6 +117,11 @@ def test_both_parts_of_a_cut_text_are_text_and_nothing_is_lost(wanted, text):
         assert not end
 
 
+def test_a_text_is_cut_from_64_bytes_on():
+    assert [len(part) for part in split_of({"a": ["x" * 64]}, DEFAULT).parts(b"x" * 64)] == [32, 32]
+    assert [len(part) for part in split_of({"a": ["x" * 63]}, DEFAULT).parts(b"x" * 63)] == [63, 0]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=12), st.sampled_from([0.02, 0.3, 0.5]), st.sampled_from([0, 1])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from alone import Alone, folder_of, make_tokens
 
+from cluster.align import instruct
 from cluster.align.config import RlhfConfig
 from cluster.align.instruct import CANVAS, InstructConfig, Instruction, instruct_worker
 from cluster.align.rlhf import Alignment, rlhf_worker
@@ -61,6 +62,24 @@ def model(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     instruct_worker(worker, Instruction(tuning, folder_of(folder), folder_of(tokens)))
     assert np.mean(worker.losses[-5:]) < 0.8 * worker.losses[0]
     return folder
+
+
+def test_each_row_of_instruction_tuning_has_noise_of_its_own(
+    model: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    batch_for = instruct.batch_for
+
+    def recorded(objective: Any, rows: Any, numbers: Any) -> Any:
+        seen.extend(numbers)
+        return batch_for(objective, rows, numbers)
+
+    monkeypatch.setattr(instruct, "batch_for", recorded)
+    tuning = InstructConfig(data=(CHAT,), train=replace(TRAIN, steps=3))
+    worker = Alone(model)
+    worker.save = lambda *_, **__: None  # type: ignore[method-assign]  # the model is shared
+    instruct_worker(worker, Instruction(tuning, folder_of(model), folder_of(tokens)))
+    assert seen == list(range(24))
 
 
 def test_the_model_has_one_row_more_than_the_tokenizer(model: Path) -> None:

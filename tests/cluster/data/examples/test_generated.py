@@ -109,6 +109,13 @@ def test_written_out_columns_add_up(a, b):
         assert int(digits) == value
 
 
+@pytest.mark.parametrize("cot", [0, 0.3, 1])
+def test_sums_show_their_steps_as_often_as_asked(cot):
+    found = generated.chat_examples(f"generated://arithmetic?n=1000&digits=2&cot={cot}")
+    shown = sum(e["messages"][-1]["content"].count("=") > 0 for e in found) / len(found)
+    assert abs(shown - cot) < 0.06 and (cot == 0.3 or shown == cot)
+
+
 def test_parity_shows_the_chain_as_often_as_asked():
     lengths = [
         len(e["messages"][-1]["content"]) > 20

@@ -91,6 +91,7 @@ def test_a_fold_has_a_high_byte_for_letters_alone_and_is_its_own_fold(text: str)
         ("한국어는 단어 사이에 공백이 있습니다.", 5, 5),
         ("Three words here", 3, 3),
         ("我用 Python 写了 3 个程序", 6, 8),
+        ("日本語abc", 3, 3),
         ("", 0, 0),
     ],
 )
