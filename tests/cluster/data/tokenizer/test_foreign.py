@@ -54,6 +54,18 @@ def test_a_text_begins_with_bos_where_theirs_does(both):
     assert ours.encode("fox", bos=True) == with_bos
 
 
+def test_each_id_of_what_a_template_wrote_stands_for_its_own_characters(both):
+    ours, theirs = both
+    text = f"{SPECIAL}the quick brown fox{SPECIAL} jumps over {SPECIAL} it{SPECIAL}x"
+    quoted = text.index(SPECIAL, text.index("over"))
+    ids, spans = ours.encode_rendered(text, [(quoted, quoted + len(SPECIAL))])
+    assert ids.count(theirs.convert_tokens_to_ids(SPECIAL)) == 3, "the fourth is a person's words"
+    for i, (begin, end) in zip(ids, spans, strict=True):
+        alone = theirs.decode([i]).strip().removeprefix("##")  # nothing: a prefix, which stands for what follows
+        assert end > begin and text[begin:end].strip() == (alone or text[begin:end].strip()), (i, begin, end)
+    assert "".join(text[begin:end] for begin, end in dict.fromkeys(spans)).replace(" ", "") == text.replace(" ", "")
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
