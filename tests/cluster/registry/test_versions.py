@@ -1,5 +1,7 @@
 """What Registry makes of a registry's records, and how a name finds its folder."""
 
+from urllib.parse import quote
+
 import pytest
 from tiny_mlflow import sqlite_place
 
@@ -38,14 +40,14 @@ def test_of_two_versions_of_one_fingerprint_the_first_is_found(place):
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_files_on_this_machine_are_used_where_they_are(place, tmp_path, scheme):
-    inside = tmp_path / "a model" / INSIDE
+    inside = tmp_path / "a model%20 #1?" / INSIDE
     inside.mkdir(parents=True)
     for name in FILES:
         (inside / name).touch()
-    folder = str(tmp_path / "a model")
+    folder = str(inside.parents[1])
     client = connect(place.uri)
     client.create_registered_model("m")
-    client.create_model_version("m", f"{scheme}{folder.replace(' ', '%20')}" if scheme else folder)
+    client.create_model_version("m", f"{scheme}{quote(folder)}" if scheme else folder)
     client.create_model_version("m", str(tmp_path / "gone"))
     assert model_folder("models:/m/1", place) == inside
     assert Registry(place).local_files(Registry(place).get("models:/m/2")) is None

@@ -1,12 +1,14 @@
 """The gate lets a model pass for what its recipe names, and says why not."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from cluster.evaluate.bits import not_measured, summarise
 from cluster.release.gate import GateMetric, Requirement, judge
+from cluster.release.summary import ReleaseSummary
 
 BPB = GateMetric(metric="bpb", mode="min")
 REWARD = GateMetric(metric="reward", mode="max", max_regression=0.1)
@@ -97,3 +99,14 @@ def test_bounds_hold_with_and_without_a_champion(value, passes):
 def test_a_bound_without_bounds_is_refused():
     with pytest.raises(ValidationError, match="min, max or both"):
         Requirement(metric="bpb")
+
+
+@pytest.mark.parametrize(
+    ("aliases", "page", "screen"),
+    [((), "Aliases: none", "(no alias)"), (("candidate", "champion"), "Aliases: @candidate, @champion", "@champion)")],
+)
+def test_a_version_is_shown_with_its_aliases(aliases, page, screen):
+    summary = ReleaseSummary(name="m", version=3, aliases=aliases, gate={"passed": True, "reason": "the first"})
+    first, second = summary.report(SimpleNamespace())[:2]
+    assert page in first.body and second.body == "Gate passed: the first"
+    assert screen in summary.closing()[0]

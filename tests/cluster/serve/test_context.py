@@ -119,3 +119,13 @@ def test_a_generator_says_what_it_leaves_out(folder: Path, caplog: pytest.LogCap
     assert len(said) == 1
     with pytest.raises(UserError, match="shorten it"):
         ask([{"role": "user", "content": "q" * 200}])
+
+
+@pytest.mark.parametrize("context", [2, 3, 40])
+def test_of_a_text_that_is_cut_the_beginning_s_token_and_the_end_are_left(tokenizer: Tokenizer, context: int) -> None:
+    text = "quick brown fox " * 20
+    whole = tokenizer.encode(text, bos=True)
+    ids, said = fit(tokenizer, text, context, 1)
+    room = context - 1
+    assert ids == ([tokenizer.bos_id, *whole[len(whole) - room + 1 :]] if room > 1 else whole[-1:])
+    assert len(ids) == room and f"without its first {len(whole) - room}" in said
