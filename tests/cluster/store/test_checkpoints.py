@@ -65,10 +65,13 @@ def test_what_is_no_checkpoint_is_passed_over(store_url, tmp_path):
 
 def test_a_step_saved_again_after_a_resume_is_fine_and_the_newer_counts(store_url, tmp_path):
     checkpoints = Artifacts(store_url).checkpoints(FP)
+    manifests = []
     for text in ("same", "same", "other"):
         folder = checkpoint(tmp_path, text)
         checkpoints.save(7, folder)
         assert not folder.exists()
+        manifests.append(checkpoints.store.read(f"{checkpoints.key}/step-{7:012d}/{MANIFEST}"))
+    assert manifests[0] == manifests[1] != manifests[2], "what is there is not written again"
     found = checkpoints.latest()
     assert found is not None and contents(found[1])["model"] == "other"
     assert checkpoints.steps() == [7]
