@@ -70,6 +70,7 @@ def test_the_thread_that_started_ray_lives_until_close_since_ray_would_die_with_
     [
         ({}, {"CPU": 8.0}, (1, False, 8.0)),
         ({}, {"CPU": 8.0, "GPU": 2.0}, (2, True, 4.0)),
+        ({}, {"CPU": 8.0, "GPU": 1.0}, (1, True, 8.0)),
         ({"workers": 2}, {"CPU": 8.0, "GPU": 2.0}, (2, True, 4.0)),  # as many as there are
         ({"workers": 3}, {"CPU": 8.0, "GPU": 2.0}, "workers = 3, but the cluster has 2 GPUs"),
         ({"workers": 3, "use_gpu": False}, {"CPU": 8.0, "GPU": 2.0}, (3, False, 2.0)),

@@ -53,6 +53,9 @@ def test_every_answer_is_sampled_and_learned_from_and_scores_are_sampled_too() -
     assert part["sampling"].tokens == (learned + scored) * (prompt + answer)
     assert part["update"].tokens == part["reference"].tokens == learned * (prompt + answer)
     assert part["update"].flops == pytest.approx(3 * part["reference"].flops)
+    length = prompt + answer
+    once = length * (flops_per_token(MODEL, length, train=False) - 2 * 300 * 32) + answer * 2 * 300 * 32
+    assert part["reference"].flops == pytest.approx(learned * once)
     # Of a prompt's tokens only the last needs logits; an answer's last token is drawn and goes in no more.
     head = 2 * 300 * 32
     prefill = prompt * (flops_per_token(MODEL, prompt, train=False) - head) + head

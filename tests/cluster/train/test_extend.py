@@ -30,6 +30,7 @@ def test_only_the_context_and_rope_change() -> None:
         ({"position": "learned"}, {"max_seq_len": 512}, "extend one with RoPE or none"),
         ({"position": "none"}, {"max_seq_len": 512, "rope_theta": 1e6}, 'are for position = "rope"'),
         ({}, {"max_seq_len": 128}, "no longer than the model's 128"),
+        ({}, {"max_seq_len": 64}, "no longer than the model's 128"),
     ],
 )
 def test_what_cannot_be_extended_is_refused(model: dict[str, Any], config: dict[str, Any], said: str) -> None:
