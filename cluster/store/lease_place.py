@@ -29,6 +29,9 @@ from cluster.store.s3 import S3Store
 GUARD_SECONDS = 10.0  # that another process may take for a look and a rename
 
 
+Moment = Annotated[str, AfterValidator(lambda text: text and datetime.fromisoformat(text).isoformat())]
+
+
 class Owner(BaseModel):
     """Who holds a lease: what lease.json says."""
 
@@ -37,9 +40,7 @@ class Owner(BaseModel):
     host: str = "an unknown host"
     pid: int = 0
     machine: str = ""  # differs between two kernels, and between two starts of one
-    since: Annotated[str, AfterValidator(lambda text: text and str(datetime.fromisoformat(text)))] = (
-        ""  # UTC, ISO 8601; for people
-    )
+    since: Moment = ""  # UTC, ISO 8601; for people
 
     @classmethod
     def this_process(cls, step: str) -> Owner:

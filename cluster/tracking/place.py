@@ -209,7 +209,9 @@ def checked_experiment(name: str) -> str:
     try:
         plain_name(_folder_of(name))
     except Outside as error:
-        raise UserError(f"{name!r} is no name of an experiment, whose files lie in a folder of that name: {error}")
+        raise UserError(
+            f"{name!r} is no name of an experiment, whose files lie in a folder of that name: {error}"
+        ) from None
     return name
 
 
