@@ -97,8 +97,8 @@ class World:
 
     def names(self) -> st.SearchStrategy[str]:
         part = st.sampled_from(
-            ["..", ".", "", "x", "x.json", "beside", "outside", "outer", "inner", "f", "link", "link-2", "...", "~", "C:",
-             "..\\", "\\", "．．", "%2e%2e", " ", ".. ", "\0", "\n", "con", "é", "\ud800", "tokenizer.json", MANIFEST]
+            ["..", ".", "", "x", "x.json", "beside", "outside", "outer", "inner", "f", "link", "link-2", "...", "~",
+             "C:", "..\\", "\\", "．．", "%2e%2e", " ", ".. ", "\0", "\n", "con", "é", "\ud800", "tokenizer.json", MANIFEST]
         )  # fmt: skip
         path = st.lists(part, max_size=8).map("/".join)
         absolute = st.sampled_from(["/", "//", str(self.root) + "/", str(self.outside) + "/x", "/fuzzed-", "file:///"])
@@ -107,7 +107,7 @@ class World:
 
 
 def manifests(world: World, names: list[str], prefix: str, remote: bool) -> None:
-    """An artifact and a checkpoint whose manifests name these files; sizes and digests are those of what lies outside."""
+    """An artifact and a checkpoint whose manifests name these files; their digests are those of what lies outside."""
     folder = world.fresh()
     store = (Remote if remote else LocalStore)(folder / "store")
     artifacts = Artifacts(store, folder / "cache")
