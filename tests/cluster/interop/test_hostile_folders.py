@@ -99,7 +99,8 @@ def test_a_config_of_huge_numbers_is_refused_at_once(theirs: Path, tmp_path: Pat
         import_folder(theirs, tmp_path / "out")
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel",
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM",
+                                          "GPT2LMHeadModel",
                                           "Gemma3ForCausalLM", "BambaForCausalLM", "Lfm2ForCausalLM"])  # fmt: skip
 def test_a_config_without_weights_is_no_reason_to_count_to_a_billion(tmp_path: Path, soon, architecture: str) -> None:
     keys = dict.fromkeys(("num_hidden_layers", "n_layer", "num_local_experts"), 10**9)
