@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes, a file each: much of the suite waits for servers and workers to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: demo test test-fast test-numeric lint format bench-train bench-model bench-mup lock clean
+.PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -20,6 +20,10 @@ ROUNDINGS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
 
 test-numeric: .venv/.installed-dev   ## the model's mathematics as other processors would round it
 	for rounding in $(ROUNDINGS); do echo "$$rounding"; env $$rounding $(PYTEST) tests/model $(ARGS) || exit 1; done
+
+CASES ?= 100000
+fuzz: .venv/.installed-dev        ## hostile names in manifests, tokenizers, indexes and configs, under a watch of the file system
+	$(BIN)/python -m tests.fuzz_names --cases $(CASES)
 
 lint: .venv/.installed-dev        ## ruff, pyright, what nothing uses, and the order of rooms: one way, no circles
 	$(BIN)/ruff check .

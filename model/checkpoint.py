@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from model.config import ModelConfig
+from model.count import meta_model
 from model.decoder import Decoder
 from model.errors import UserError
-from model.files import read_json
-from model.tensors import load_tensors, save_tensors
+from model.files import given, read_json
+from model.sizes import check_sizes
+from model.tensors import load_tensors, open_tensors, save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -25,27 +27,49 @@ def save_model(model: Decoder, folder: Path | str) -> None:
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    return ModelConfig.from_dict(read_json(Path(folder) / CONFIG))
+    """A folder's config. Raises UserError for one whose sizes its weights can't have (sizes.py)."""
+    folder = Path(folder)
+    values = read_json(folder / CONFIG)
+    try:
+        config = ModelConfig.from_dict(values)
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise UserError(f"{folder / CONFIG} has a value of another kind than a model's config has: {error}.") from None
+    if given(folder / WEIGHTS):
+        with open_tensors(folder / WEIGHTS) as file:
+            there = len(file.keys())
+        try:
+            check_sizes(config, there, (folder / WEIGHTS).stat().st_size)
+        except UserError as error:
+            raise UserError(f"{folder / CONFIG} {error}.") from None
+    return config
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
     """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the config."""
     folder = Path(folder)
-    with torch.device("meta"):
-        model = Decoder(load_config(folder))
+    config = load_config(folder)
+    try:
+        model = meta_model(config)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}.") from None
+    _check_shapes(model, folder)  # before memory is taken for them
     # Not `to_empty`: torch.empty_like of a tensor without memory imports sympy, half a second.
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    load_weights(model, folder)
+    model.load_state_dict(load_tensors(folder / WEIGHTS))
     return model.eval()
 
 
 def load_weights(model: Decoder, folder: Path | str) -> None:
     """Fill an existing model; ValueError names what is missing, unknown or of another shape."""
-    weights = load_tensors(Path(folder) / WEIGHTS)
+    _check_shapes(model, Path(folder))
+    model.load_state_dict(load_tensors(Path(folder) / WEIGHTS))
+
+
+def _check_shapes(model: Decoder, folder: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != given:
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        lines = [f"{name}: the config says {expected.get(name)}, the file has {given.get(name)}" for name in wrong[:5]]
+    with open_tensors(folder / WEIGHTS) as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if expected != there:
+        wrong = sorted(name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name))
+        lines = [f"{name}: the config says {expected.get(name)}, the file has {there.get(name)}" for name in wrong[:5]]
         raise UserError(f"{folder}: {len(wrong)} weights don't fit the config, e.g. " + "; ".join(lines))
-    model.load_state_dict(weights)

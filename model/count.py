@@ -14,6 +14,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.decoder import Block, Decoder
+from model.errors import UserError
 from model.layers.moe import MoE
 from model.objectives.next_token import IGNORE
 from model.segments import Segments
@@ -28,9 +29,13 @@ class Parameters:
 
 
 def meta_model(config: ModelConfig) -> Decoder:
-    """The decoder without memory behind its weights."""
-    with torch.device("meta"):
-        return Decoder(config)
+    """The decoder without memory behind its weights. Raises UserError for sizes that no tensor can have."""
+    try:
+        with torch.device("meta"):
+            return Decoder(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # numbers beyond 64 bits
+        said = str(error).splitlines()[0][:200]
+        raise UserError(f"no model has weights of such sizes ({said})") from error
 
 
 def parameters(config: ModelConfig) -> Parameters:

@@ -32,8 +32,8 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.mixer = mixer_class(config.layer_mixers[layer])(config, layer)
-        kind = config.layer_feed_forwards[layer]
+        self.mixer = mixer_class(config.pattern[layer % len(config.pattern)])(config, layer)
+        kind = config.ff_pattern[layer % len(config.ff_pattern)]
         self.feed_forward = None if kind == "none" else (MoE if kind == "moe" else FeedForward)(config)
         before, after = config.norm_position != "post", config.norm_position != "pre"
         has_ff = self.feed_forward is not None

@@ -18,6 +18,10 @@ class Missing(UserError, LookupError):
     __str__ = Exception.__str__
 
 
+class Newer(UserError):
+    """What was written by a later version of this code, in a format that this one doesn't know."""
+
+
 def nearest(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
     """The names that look most like `word`, best first; case, dashes and underscores do not count."""
     plain = {name.lower().replace("-", "_"): name for name in map(str, names)}

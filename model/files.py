@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from model.errors import Missing, UserError
+from model.errors import Missing, Newer, UserError
 
 AGAIN = "Download it again"
 MARKS = (  # first bytes: what it is, what to do
@@ -82,6 +82,27 @@ def regular(path: Path, wanted: str) -> Path:
     if given(path) and not path.is_file():
         raise broken(path, wanted)
     return path
+
+
+def check_format(found: object, newest: int, what: object) -> None:
+    """Refuse what a later version has written: its number of format is greater than `newest`. None given is fine.
+
+    Args:
+        what: which file or thing it is, for the message.
+
+    Raises:
+        Newer: it is a later version's. UserError: it is no number of a format.
+    """
+    if found is None:
+        return
+    if type(found) is not int or found < 1:
+        raise UserError(f"{what} says that its format is no whole number from 1 on. {AGAIN}, or make it again.")
+    if found > newest:
+        number = found if found < 1 << 64 else "beyond all numbers"
+        raise Newer(
+            f"{what} was written by a newer tokenmill (format {number}, this one reads up to {newest}): "
+            "upgrade, or make it again with this one, in another place."
+        )
 
 
 def read_text(path: Path, wanted: str = "text in UTF-8") -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.data.held_out import text_hash
+from cluster.data.rows import FORMAT, INDEX
 from cluster.data.shards import RowGroup, documents, row_groups
 from cluster.data.split import Split, Wanted, choose, survey_unit
 from cluster.data.streaming import ordered, stop_check
@@ -82,7 +83,7 @@ def run_pack(ws: Workspace) -> TokensSummary:
     splits = {s: {name: writers[name, s].close() for name in SPLITS} for s in sources}
     _check(splits)
     index = {
-        "format": 1,
+        "format": FORMAT,
         "dtype": dtype.str,
         "vocab_size": tokenizer.vocab_size,
         "pad_id": tokenizer.pad_id,
@@ -90,7 +91,7 @@ def run_pack(ws: Workspace) -> TokensSummary:
         "eos_id": tokenizer.eos_id,
         "sources": splits,
     }
-    (ws.out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    (ws.out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return summarise(splits, [s for s in sorted(split.cut) if splits[s]["validation"]["documents"]])
 
 

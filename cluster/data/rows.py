@@ -13,7 +13,6 @@ else is the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.data.order import Mixture, Permutation, rank_slice
+from model.files import check_format, read_json
+from model.inside import inside
 
+FORMAT, INDEX = 1, "index.json"  # of a tokens artifact, which pack.py writes
 IGNORE = -100
 
 
@@ -38,10 +40,10 @@ class _Source:
 
     def __init__(self, folder: Path, entry: Mapping, dtype: np.dtype):
         shards = entry["shards"]
-        self.maps = [np.memmap(folder / s["file"], dtype=dtype, mode="r") for s in shards]
+        self.maps = [np.memmap(inside(folder, s["file"], INDEX), dtype=dtype, mode="r") for s in shards]
         self.first = np.concatenate([[0], np.cumsum([len(m) for m in self.maps])]).astype(np.int64)
-        self.offsets = [np.load(folder / s["documents_file"], mmap_mode="r") for s in shards]
-        self.sizes = [np.load(folder / s["bytes_file"], mmap_mode="r") for s in shards]
+        self.offsets = [np.load(inside(folder, s["documents_file"], INDEX), mmap_mode="r") for s in shards]
+        self.sizes = [np.load(inside(folder, s["bytes_file"], INDEX), mmap_mode="r") for s in shards]
         self.first_document = np.concatenate([[0], np.cumsum([len(s) for s in self.sizes])]).astype(np.int64)
         self.tokens = int(self.first[-1])
         self.documents = int(self.first_document[-1])
@@ -89,7 +91,8 @@ class TokenRows:
         self.folder, self.seq_len, self.seed, self.ahead = Path(folder), seq_len, seed, ahead
         if seq_len < 2:
             raise ValueError(f"seq_len must be 2 or more, not {seq_len}.")
-        self.index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        self.index = read_json(self.folder / INDEX)
+        check_format(self.index.get("format"), FORMAT, self.folder / INDEX)
         self.sources = tuple(sorted(self.index["sources"]))
         self.pad_id = int(self.index["pad_id"])
         self._dtype = np.dtype(self.index["dtype"])

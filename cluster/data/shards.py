@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from model.inside import inside
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -138,7 +140,7 @@ def row_groups(folder: Path) -> list[RowGroup]:
 def read_group(folder: Path, group: RowGroup) -> pa.Table:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(folder / group.file) as file:
+    with pq.ParquetFile(inside(folder, group.file)) as file:
         return file.read_row_group(group.group, use_threads=False)
 
 

@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from cluster.data.examples import examples
+from cluster.data.rows import INDEX
 from cluster.data.streaming import gather, stop_check
 from cluster.evaluate.bits import bpb_figure, not_measured, score_source, summarise
 from cluster.evaluate.check import check_evaluate
@@ -31,7 +32,7 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
     """Writes metrics.json (flat) and samples.json; the summary is the flat metrics."""
     config: EvaluateConfig = ws.config
     model, tokens = ws.inputs["model"], ws.inputs["tokens"]
-    sources = sorted(json.loads((tokens.path() / "index.json").read_text(encoding="utf-8"))["sources"])
+    sources = sorted(json.loads((tokens.path() / INDEX).read_text(encoding="utf-8"))["sources"])
     parts: list[tuple[str, Any, tuple]] = [("bpb", score_source, (model, tokens, name, config)) for name in sources]
     tasks = [task.model_copy(update={"data": located(task.data)}) for task in config.tasks]
     parts += [("task", score_task, (model, task, config)) for task in tasks]

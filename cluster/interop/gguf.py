@@ -158,6 +158,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import CONFIG, WEIGHTS
     from model.interop.convert import Converted
+    from model.sizes import check_sizes
     from model.tensors import save_tensors
 
     load_gguf()
@@ -172,6 +173,10 @@ def import_gguf(source: Path, target: Path) -> Converted:
         config = read_description(source, given, tied="output.weight" not in tensors)
     except UserError as error:
         raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from None
+    try:
+        check_sizes(config, len(tensors), source.stat().st_size)
+    except UserError as error:
+        raise UserError(f"{source} {error}.") from None
     check_tensors(source, tensors, their_names(config))
     model = sentencepiece_model(source, given)
     tokenizer = Tokenizer.from_bytes(model, own_info(model) or with_turns(model, tokenizer_info(given)))
@@ -200,6 +205,10 @@ def read_weights(source: Path, tensors: dict[str, Any], config: ModelConfig) -> 
     from model.count import meta_model
 
     gguf = load_gguf()
+    try:
+        shapes = {name: w.shape for name, w in meta_model(config).state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{source}: {error}.") from None
 
     def tensor(name: str) -> torch.Tensor:
         t = tensors[name]
@@ -221,10 +230,10 @@ def read_weights(source: Path, tensors: dict[str, Any], config: ModelConfig) -> 
         for name, other in MATRICES.items():
             where = "mixer" if name == "out" else "feed_forward"
             weights[f"{ours}.{where}.{name}.weight"] = tensor(f"{theirs}.{other}.weight")
-    for name, expected in meta_model(config).state_dict().items():
-        if weights[name].shape != expected.shape:
+    for name, expected in shapes.items():
+        if weights[name].shape != expected:
             found = tuple(weights[name].shape)
-            raise UserError(f"{source}: {name} is {found} in the file, but its keys imply {tuple(expected.shape)}.")
+            raise UserError(f"{source}: {name} is {found} in the file, but its keys imply {tuple(expected)}.")
     return weights
 
 

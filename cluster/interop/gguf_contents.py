@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import Missing, UserError
+from cluster.interop.gguf_header import check_header
 from model.files import broken, given, regular, seems
 
 ARCHITECTURE = "llama"
@@ -71,7 +72,10 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Missing(f"{path} is not there.")
     regular(path, "a GGUF file")
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
+        if sum(t.n_bytes for t in reader.tensors) > len(reader.data):
+            raise ValueError("its tensors have more bytes than the file: they lie one over another")
         return {name: field.contents() for name, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
     except Exception as error:  # a parser of its own, which meets broken bytes with whatever they lead to
         if isinstance(error, PermissionError):

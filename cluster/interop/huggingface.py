@@ -7,6 +7,9 @@ export   a model's folder of ours ─▶ DIR, whole or not there at all
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
+import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -15,12 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cluster.errors import Missing, UserError
 from cluster.registry.find import FILES
+from model.inside import check_links
 
 if TYPE_CHECKING:
     from cluster.tracking.place import Place
     from model.interop.convert import Converted
 
 T = TypeVar("T")
+BUILDING = ".tokenmill-"  # in the name of a folder that isn't whole yet
 
 
 def import_folder(source: Path, target: Path) -> tuple[Converted, str | None]:
@@ -32,6 +37,8 @@ def import_folder(source: Path, target: Path) -> tuple[Converted, str | None]:
     """
     from cluster.data.tokenizer.exchange import import_tokenizer
     from model.interop.convert import import_model
+
+    check_links(source)
 
     def fill(folder: Path) -> tuple[Converted, str | None]:
         if source.suffix == ".gguf":
@@ -67,18 +74,39 @@ def _whole(target: Path, fill: Callable[[Path], T]) -> T:
     """Fill a folder beside `target` and put it in its place only when it is complete."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a folder that is empty or not there.")
+    made = [folder for folder in target.absolute().parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    _remove_dead(target)
+    building = target.with_name(f".{target.name}{BUILDING}{uuid.uuid4().hex[:8]}")
     building.mkdir()  # its mode is the umask's, which a temporary folder's is not
+    lock = os.open(building, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however the process ends
         result = fill(building)
         if target.exists():
             target.rmdir()
         building.rename(target)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        for folder in made:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
+    finally:
+        os.close(lock)
     return result
+
+
+def _remove_dead(target: Path) -> None:
+    """Remove what a killed process was building there."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}{BUILDING}????????"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def register_folder(folder: Path, name: str, done: Converted, source: Path, place: Place | None = None) -> str:

@@ -59,19 +59,28 @@ def _registered(uri: str, place: Place | None) -> Path:
     target = cache / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not target.is_dir():
         import_quietly()
-        from mlflow.artifacts import download_artifacts
-
-        source = registry.location(version)
+        uri = f"{registry.location(version).rstrip('/')}/{INSIDE}"
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
-            uri = f"{source.rstrip('/')}/{INSIDE}"
-            got = Path(download_artifacts(artifact_uri=uri, dst_path=fresh, tracking_uri=registry.place.uri))
+            got = Path(fresh, "model")
+            got.mkdir()
+            _download(uri, registry.place.uri, got)
             _checked(got, version.uri)
             try:
                 got.rename(target)
             except OSError:  # another process was quicker
                 shutil.rmtree(got, ignore_errors=True)
     return _checked(target, version.uri)
+
+
+def _download(uri: str, tracking_uri: str, folder: Path) -> None:
+    """Our files of those at `uri`, by our names for them: what else is there, and is called anyhow, stays there."""
+    from mlflow.artifacts import download_artifacts, list_artifacts
+
+    listed = {entry.path.rpartition("/")[2]: entry.is_dir for entry in list_artifacts(uri, tracking_uri=tracking_uri)}
+    for name in FILES:
+        if listed.get(name) is False:
+            download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(folder), tracking_uri=tracking_uri)
 
 
 def _checked(folder: Path, name: str) -> Path:

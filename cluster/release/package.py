@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from cluster.registry.find import FILES
 from cluster.registry.names import logged_name
@@ -18,6 +20,7 @@ from model.generate.decoding import OPTIONS, TEXT, TYPES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSpec
 
@@ -34,14 +37,35 @@ def register(
     tags: dict[str, str],
     metrics: dict[str, float] | None = None,
 ) -> Version:
-    """A run's logged model of the files in `folder`, then a version of the registered model that points to it."""
-    from mlflow.entities import LoggedModelOutput, Metric
+    """A run's logged model of the files in `folder`, then a version of the registered model that points to it.
 
+    Where that fails, also by a signal, the copy of the files is taken back.
+    """
     client = registry.client
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(
         experiment, name=logged_name(name), source_run_id=run_id, model_type="tokenmill", tags=tags
     )
+    try:
+        return _register(registry, logged, folder, name, run_id, tags, metrics or {})
+    except BaseException:
+        with contextlib.suppress(Exception):  # what went wrong before is what counts
+            _take_back(registry, logged, name)
+        raise
+
+
+def _register(
+    registry: Registry,
+    logged: LoggedModel,
+    folder: Path,
+    name: str,
+    run_id: str,
+    tags: dict[str, str],
+    metrics: dict[str, float],
+) -> Version:
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    client = registry.client
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "model"
         save_package(folder, package, model_id=logged.model_id, run_id=run_id, location=logged.artifact_location)
@@ -49,8 +73,7 @@ def register(
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     now = int(datetime.now(UTC).timestamp() * 1000)
-    scores = (metrics or {}).items()
-    points = [Metric(k, v, now, 0, model_id=logged.model_id, run_id=run_id) for k, v in scores]
+    points = [Metric(k, v, now, 0, model_id=logged.model_id, run_id=run_id) for k, v in metrics.items()]
     for start in range(0, len(points), 500):
         client.log_batch(run_id, metrics=points[start : start + 500])
     _create_registered(client, name)
@@ -58,6 +81,22 @@ def register(
     source = f"models:/{logged.model_id}" if registry.place.is_server else logged.artifact_location
     created = client.create_model_version(name, source, run_id, tags=tags, model_id=logged.model_id)
     return registry.get(f"models:/{name}/{created.version}")
+
+
+def _take_back(registry: Registry, logged: LoggedModel, name: str) -> None:
+    """Remove a logged model and its files, unless a version points to it: its answer may be what was lost."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    where = logged.artifact_location
+    with contextlib.suppress(LookupError):  # no such model, so no version
+        if any(v.source in (where, f"models:/{logged.model_id}") for v in registry.versions(name)):
+            return
+    folder = Path(unquote(where.removeprefix("file://")) if where.startswith("file://") else where)
+    if folder.parent.name == logged.model_id and folder.is_absolute():  # EXPERIMENT/models/ID/artifacts, here
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    else:
+        get_artifact_repository(where, registry.place.uri).delete_artifacts()
+    registry.client.delete_logged_model(logged.model_id)
 
 
 def _create_registered(client: MlflowClient, name: str) -> None:

@@ -28,7 +28,7 @@ from cluster.release.package import count_parameters, register
 from cluster.release.summary import ReleaseSummary
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
-from cluster.tracking.place import Place, answering, connect, experiment_id, locate
+from cluster.tracking.place import Place, answering, checked_experiment, connect, experiment_id, locate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +46,11 @@ class ReleaseConfig(BaseModel):
     require: tuple[Requirement, ...] = Field((), description="bounds that must hold, champion or not")
     tracking_uri: str | None = how(None, description="default: [tracking] uri")
     experiment: str | None = how(None, description="default: [tracking] experiment")
+
+    @field_validator("experiment")
+    @classmethod
+    def _of_mlflow(cls, name: str | None) -> str | None:
+        return checked_experiment(name) if name is not None else name
 
     @field_validator("name")
     @classmethod

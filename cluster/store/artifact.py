@@ -22,12 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.store import NotFound, Store, StoreError, open_store
-from cluster.store.base import ASIDE, MANIFEST, join
+from cluster.store.base import ASIDE, MANIFEST, NewerInStore, join
 from cluster.store.checkpoints import Checkpoints
-from cluster.store.folder import Corrupt, FileEntry, adopt, cached_folder, describe, local_copy, missing
+from cluster.store.folder import Corrupt, adopt, cached_folder, describe, local_copy, missing
+from cluster.store.manifest import WRONG, FileEntry, Files, Name, check_place, in_short, read_manifest
+from model.inside import Outside, plain_name
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -36,14 +38,14 @@ _log = logging.getLogger(__name__)
 class InputRef(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    kind: str
-    fingerprint: str
+    kind: Name
+    fingerprint: Name
 
 
 class Manifest(BaseModel):
     """What an artifact is, where it came from, and what it cost. Times in seconds; created in UTC, ISO 8601."""
 
-    format: int = FORMAT
+    format: int = Field(default=FORMAT, ge=1)
     kind: str
     stage: str
     stage_version: int
@@ -53,7 +55,7 @@ class Manifest(BaseModel):
     identity: dict[str, Any] = Field(default_factory=dict, description="what of it is in the fingerprint")
     inputs: dict[str, InputRef] = Field(default_factory=dict)
     external: dict[str, str] = Field(default_factory=dict, description="digests of what came from outside the store")
-    files: dict[str, FileEntry] = Field(default_factory=dict)
+    files: Files = Field(default_factory=dict)
     prefix: str = Field(default="", description="where the files lie in the store: this + their name")
     summary: dict[str, Any] = Field(default_factory=dict)
     code_version: str = ""
@@ -125,21 +127,30 @@ class Artifacts:
         self.cache = cache
 
     def manifest(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest alone, without a look at the files; None if there is none that can be read."""
+        """The manifest alone, without a look at the files; None if there is none that can be read.
+
+        Raises:
+            NewerInStore: a later version has written it.
+        """
         try:
             return _parse(self.store.read(f"{kind}/{fingerprint}/{MANIFEST}"), kind, fingerprint)
-        except (NotFound, ValidationError, _Wrong):
+        except (NotFound, *WRONG):
             return None
 
     def manifests(self, kind: str) -> Iterator[Manifest]:
-        """All manifests of a kind."""
+        """All manifests of a kind that this version reads; a folder in the store need not be ours."""
         for fingerprint in self.store.folders(kind):
-            manifest = self.manifest(kind, fingerprint)
-            if manifest:
-                yield manifest
+            with contextlib.suppress(Outside, NewerInStore):
+                manifest = self.manifest(kind, plain_name(fingerprint))
+                if manifest:
+                    yield manifest
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """The artifact, if it is whole by its manifest and its sizes. What isn't is set aside, with the reason."""
+        """The artifact, if it is whole by its manifest and its sizes. What isn't is set aside, with the reason.
+
+        Raises:
+            NewerInStore: a later version has written it.
+        """
         key = f"{kind}/{fingerprint}"
         data: bytes | None = None
         try:
@@ -153,8 +164,8 @@ class Artifacts:
             if (folder / MANIFEST).is_file():
                 return self.find(kind, fingerprint)  # it was published between the two looks
             problem = "it has no manifest"
-        except (ValidationError, _Wrong) as error:
-            problem = f"its manifest can't be read: {error}"
+        except WRONG as error:
+            problem = f"its manifest can't be read: {in_short(error)}"
         else:
             if problem is None:
                 return Artifact(self.store.url, manifest, self.cache)
@@ -242,19 +253,13 @@ class Artifacts:
         return data
 
 
-class _Wrong(ValueError):
-    """A manifest that belongs elsewhere."""
-
-
 def _parse(data: bytes, kind: str, fingerprint: str) -> Manifest:
-    manifest = Manifest.model_validate_json(data)
-    if manifest.format > FORMAT:
-        raise StoreError(
-            f"{kind}/{fingerprint} was written by a newer tokenmill (format {manifest.format}, this one "
-            f"reads up to {FORMAT}): upgrade, or use another store."
-        )
-    if manifest.key != f"{kind}/{fingerprint}":
-        raise _Wrong(f"it says that it is {manifest.key}")
+    """Raises NewerInStore for a later version's, one of WRONG for one that is none or names what it may not."""
+    key = f"{kind}/{fingerprint}"
+    manifest = read_manifest(Manifest, data, FORMAT, key)
+    if manifest.key != key:
+        raise Outside(f"it says that it is {manifest.key}")
+    check_place(key, manifest.prefix)
     return manifest
 
 

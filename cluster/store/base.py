@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from model.errors import Newer
+from model.inside import Outside, plain_name
+
 WORK = "work"  # the folder of what is under way: STORE/work/FINGERPRINT/…
 ASIDE = "aside"  # and of what was damaged or replaced
 MANIFEST = "manifest.json"  # its presence is what makes a folder an artifact: it is always written last
@@ -26,6 +29,10 @@ class NotFound(KeyError):
 
 class StoreError(RuntimeError):
     """The store could not do what it was asked, after its retries: what, where, and why."""
+
+
+class NewerInStore(StoreError, Newer):
+    """What lies in the store was written by a later version, in a format that this one doesn't know."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +110,11 @@ class Store(Protocol):
 
 
 def check_key(key: str) -> str:
-    """`key` itself, if it stays within the store."""
-    parts = key.split("/")
-    if key and (key.startswith("/") or "\\" in key or any(p in ("", ".", "..") for p in parts)):
-        raise ValueError(f"Not a store key: {key!r}. A key is a relative path with '/' and without '.' or '..'.")
-    return key
+    """`key` itself, if it stays within the store. A name out of a file is refused before it is a part of a key."""
+    try:
+        return plain_name(key) if key else key
+    except Outside as error:
+        raise ValueError(f"Not a store key: {error}") from None
 
 
 def join(*parts: str) -> str:

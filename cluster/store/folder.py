@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from cluster.cache import cache_root
 from cluster.store.base import MANIFEST, NotFound, Store, files_in, join
 from cluster.store.digest import sha256_files
+from cluster.store.manifest import FileEntry
+from model.inside import Outside, inside
 
 DOWNLOADS = 8  # files at once
 _log = logging.getLogger(__name__)
@@ -32,13 +32,6 @@ _guard = threading.Lock()
 
 class Corrupt(RuntimeError):
     """Bytes are not what their manifest says."""
-
-
-class FileEntry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    size: int
-    sha256: str
 
 
 def describe(folder: Path) -> dict[str, FileEntry]:
@@ -123,12 +116,12 @@ def _fill(store: Store, prefix: str, files: Mapping[str, FileEntry], folder: Pat
         try:
             fresh.mkdir()
             with ThreadPoolExecutor(DOWNLOADS) as pool:
-                list(pool.map(lambda name: store.download(join(prefix, name), fresh / name), files))
+                list(pool.map(lambda name: store.download(join(prefix, name), inside(fresh, name)), files))
             problem = _damage(fresh, files, True)
             if problem:
                 raise Corrupt(problem)
             fresh.rename(folder)
-        except NotFound as error:
+        except (NotFound, NotADirectoryError, FileExistsError) as error:  # the last two: a file in another's name
             raise Corrupt(str(error)) from None
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -137,13 +130,15 @@ def _fill(store: Store, prefix: str, files: Mapping[str, FileEntry], folder: Pat
 def _damage(folder: Path, files: Mapping[str, FileEntry], checksums: bool) -> str | None:
     for name, entry in files.items():
         try:
-            size = (folder / name).stat().st_size
+            size = inside(folder, name).stat().st_size
         except OSError:
             return f"{name} is missing"
+        except Outside as error:
+            return str(error)
         if size != entry.size:
             return f"{name} has {size} bytes, not {entry.size}"
     if checksums:
-        for name, digest in zip(files, sha256_files(folder / n for n in files), strict=True):
+        for name, digest in zip(files, sha256_files(inside(folder, n) for n in files), strict=True):
             if digest != files[name].sha256:
                 return f"{name} has another checksum"
     return None

@@ -17,26 +17,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from cluster.store.base import WORK, NotFound, Store, StoreError
 from cluster.store.local import TEMPORARY
+from cluster.store.manifest import Name
 from cluster.store.s3 import S3Store
 
 GUARD_SECONDS = 10.0  # that another process may take for a look and a rename
 
 
+Moment = Annotated[str, AfterValidator(lambda text: text and datetime.fromisoformat(text).isoformat())]
+
+
 class Owner(BaseModel):
     """Who holds a lease: what lease.json says."""
 
-    nonce: str = "unreadable"
+    nonce: Name = "unreadable"
     step: str = ""
     host: str = "an unknown host"
     pid: int = 0
     machine: str = ""  # differs between two kernels, and between two starts of one
-    since: str = ""  # UTC, ISO 8601; for people
+    since: Moment = ""  # UTC, ISO 8601; for people
 
     @classmethod
     def this_process(cls, step: str) -> Owner:

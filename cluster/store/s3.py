@@ -32,6 +32,7 @@ from typing import Any
 
 from cluster.store.base import MANIFEST, WORK, Entry, NotFound, StoreError, check_key, files_in, join
 from cluster.store.s3_client import absent, ask, client, code, list_objects, split_url, status
+from model.inside import plain_name
 
 PART_BYTES = 16 << 20  # of a multipart upload; AWS takes no less than 5 MiB
 MULTIPART_BYTES = 32 << 20  # files from this size on are sent in parts
@@ -63,6 +64,10 @@ class S3Store:
 
     def _where(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._key(key)}
+
+    def _there(self, key: str) -> dict[str, str]:
+        """As `_where`, of a key that the server has listed: it may be any text, and names just that object."""
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
 
     def try_writing(self) -> None:
         pass  # the first write says it, in S3's words
@@ -197,7 +202,7 @@ class S3Store:
             raise ValueError("An empty prefix would delete the whole store.")
         keys = [e.key for e in self.list(prefix)]
         # The manifest goes first: from then on there is nothing that could be read half.
-        for key in [k for k in keys if k.endswith(f"/{MANIFEST}")] + [join(prefix)]:
+        for key in [k for k in keys if k.endswith(f"/{MANIFEST}")] + [check_key(join(prefix))]:
             self._delete(key)
         with ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(self._delete, keys))
@@ -205,7 +210,7 @@ class S3Store:
     def _delete(self, key: str) -> None:
         ask(
             f"delete {self.url}/{key}",
-            lambda: _ignoring_absent(lambda: client().delete_object(**self._where(key))),
+            lambda: _ignoring_absent(lambda: client().delete_object(**self._there(key))),
         )
 
     def move_prefix(self, src: str, dst: str) -> None:
@@ -216,8 +221,8 @@ class S3Store:
             raise ValueError(f"Can't move {src} to {dst}: it exists in {self.url}.")
 
         def copy(key: str) -> None:
-            target = self._key(join(dst, key[len(join(src)) :]))
-            ask(f"copy {self.url}/{key}", lambda: client().copy(self._where(key), self.bucket, target))
+            target = self._there(f"{join(dst)}/{key[len(join(src)) + 1 :]}")["Key"]
+            ask(f"copy {self.url}/{key}", lambda: client().copy(self._there(key), self.bucket, target))
 
         with ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(copy, keys))
@@ -303,15 +308,15 @@ class S3Store:
         self.write(join(dst, MANIFEST), seen)
         self._delete(manifest)
         try:
-            prefix = str(json.loads(seen)["prefix"]).rstrip("/")
-        except (ValueError, KeyError, TypeError):
-            return True  # a manifest that can't be read names no files
+            prefix = plain_name(str(json.loads(seen)["prefix"]).rstrip("/"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return True  # a manifest that can't be read, or that names what it may not, names no files
         if prefix.startswith(join(key) + "/"):
             for entry in list(self.list(prefix)):
-                target = self._key(join(dst, entry.key[len(prefix) :]))
+                target = self._there(f"{join(dst)}/{entry.key[len(prefix) + 1 :]}")["Key"]
                 ask(
                     f"copy {self.url}/{entry.key}",
-                    functools.partial(client().copy, self._where(entry.key), self.bucket, target),
+                    functools.partial(client().copy, self._there(entry.key), self.bucket, target),
                 )
             self.delete_prefix(prefix)
         return True

@@ -30,6 +30,7 @@ from cluster.events import EventLog, read_events
 from cluster.tracking.figures import draw
 from cluster.tracking.links import NOTE, maker, tags_of
 from cluster.tracking.place import connect, experiment_id
+from model.inside import plain_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -271,8 +272,8 @@ class Delivery:
 
     def _file(self, key: str, event: dict, offset: int, position: Position) -> bool:
         """Write a text, a table or a figure to the run's artifacts. False: not now."""
-        name = event["name"]
         try:
+            name = plain_name(event["name"])
             if event["type"] == "text":
                 self.client.log_text(position.run_id, event["body"], name)
             elif event["type"] == "figure":
@@ -296,7 +297,7 @@ class Delivery:
 
         A row that is there already is a worker's that was restarted, or an event's that is delivered again.
         """
-        name = _suffixed(event["name"], ".json")
+        name = _suffixed(plain_name(event["name"]), ".json")
         columns, rows = position.rows.get(name, [event["columns"], []])
         if columns != event["columns"]:
             columns, rows = event["columns"], []  # it has become another table

@@ -27,6 +27,7 @@ from urllib.parse import unquote
 from cluster.cache import cache_root
 from cluster.errors import UserError
 from cluster.store_url import local_folder
+from model.inside import Outside, plain_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -201,10 +202,28 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         yield True
 
 
+def checked_experiment(name: str) -> str:
+    """The name of an experiment, which is a folder's for its files too. Raises UserError for one that can be none."""
+    if not name.strip() or any(not c.isprintable() for c in name):
+        raise UserError(f"{name!r} is no name of an experiment: it is one line of visible text.")
+    try:
+        plain_name(_folder_of(name))
+    except Outside as error:
+        raise UserError(
+            f"{name!r} is no name of an experiment, whose files lie in a folder of that name: {error}"
+        ) from None
+    return name
+
+
+def _folder_of(experiment: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in experiment)
+
+
 def experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -> str:
     """The experiment's id; made, or brought back from the trash, where needed."""
     from mlflow.exceptions import MlflowException
 
+    checked_experiment(name)
     for _ in range(2):
         found = client.get_experiment_by_name(name)
         if found is not None:
@@ -214,8 +233,7 @@ def experiment_id(client: MlflowClient, name: str, artifact_root: str | None) ->
                 client.set_experiment_tag(found.experiment_id, KIND, TRAINING)
             return found.experiment_id
         try:
-            folder = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-            location = f"{artifact_root}/{folder}" if artifact_root else None
+            location = f"{artifact_root}/{_folder_of(name)}" if artifact_root else None
             return client.create_experiment(name, location, {KIND: TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker

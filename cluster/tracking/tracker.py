@@ -22,19 +22,20 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cluster.cache import user
 from cluster.events import EventLog
 from cluster.tracking.follow import Follower
 from cluster.tracking.machine import Sampler
 from cluster.tracking.outbox import TAG, Delivery
-from cluster.tracking.place import Place, locate
+from cluster.tracking.place import Place, checked_experiment, locate
 from cluster.tracking.sender import POLL_SECONDS, Task, claim, left_behind, remove
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Experiment = Annotated[str, AfterValidator(checked_experiment)]
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +47,7 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         None, description="http://… or a database; default: MLFLOW_TRACKING_URI, else SQLite beside the store"
     )
-    experiment: str | None = Field(None, min_length=1, max_length=200, description="default: the recipe's name")
+    experiment: Experiment | None = Field(None, min_length=1, max_length=200, description="default: the recipe's name")
     system_metrics: bool = True
     system_seconds: float = Field(10.0, gt=0, description="seconds between two samples of the machine's load")
 

@@ -33,8 +33,9 @@ def export_model(ws: Workspace, tokenizer: Path, result: dict, summary: type[S] 
     (ws.out / "train.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     curve_figures(ws)
     layers = ModelConfig.from_dict(json.loads((ws.out / "config.json").read_text(encoding="utf-8"))).layer_mixers
+    aside = {"set_aside": ws.checkpoints.aside()}
     trained = {"mixers": list(dict.fromkeys(layers)), "objective": ws.config.train.objective}
-    return summary.read({**result, **trained})
+    return summary.read({**result, **trained, **aside})
 
 
 def curve_figures(ws: Workspace) -> None:

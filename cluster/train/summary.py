@@ -30,6 +30,7 @@ class TrainingSummary(Summary):
     mixers: Sequence[str] = ()
     objective: str = ""
     resumed_from: int | None = None
+    set_aside: Sequence[str] = ()  # damaged checkpoints, and why
     devices: int = 1
     device: str = "cpu"
 
@@ -39,6 +40,8 @@ class TrainingSummary(Summary):
         words += [f"loss {self.loss:.3f}"] if self.loss is not None else []
         words += [f"{count(self.tokens_per_second)} tok/s"] if self.tokens_per_second is not None else []
         words += [f"resumed from step {self.resumed_from}"] if self.resumed_from else []
+        words += [f"damaged checkpoint set aside: {one}" for one in self.set_aside[:2]]
+        words += [f"and {len(self.set_aside) - 2} more"] if len(self.set_aside) > 2 else []
         return ", ".join(words)
 
     def report(self, artifact: Artifact) -> Sequence[Block]:

@@ -1,19 +1,23 @@
 """How a command ends badly: one clear paragraph on stderr, the traceback in the log file.
 
 Exit codes: 2 for a UserError, what the person gave (a recipe, a name, a number); 1 for what went wrong while working;
-3 for a run that went through and whose version isn't the champion, with --require-champion; 130 after Ctrl-C.
+3 for a run that went through and whose version isn't the champion, with --require-champion; 130 after Ctrl-C, 143
+after SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -76,26 +80,67 @@ def shown() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+class Ended(BaseException):
+    """SIGTERM or SIGHUP came: what was begun is taken back on the way out."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within this SIGTERM and SIGHUP raise Ended, once: nothing then interrupts what cleans up."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.getsignal(number) for number in numbers}
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise Ended(number)
+
+    for number in numbers[:2]:
+        if old[number] != signal.SIG_IGN:  # as `nohup` has SIGHUP
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[Console]:
     """For the short commands: libraries' chatter goes to a file that is kept only if something goes wrong."""
     from flows.quiet import quiet
 
+    with ended_by_signals(), _reported() as path, quiet(path) as console:
+        try:
+            yield console
+        except (typer.Exit, KeyboardInterrupt, Ended):
+            raise
+        except BaseException:
+            traceback.print_exc()  # to the log
+            raise
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[Path]:
+    """A log file; what ends the command is said on the screen, and the file goes if there is nothing more to it."""
     fd, name = tempfile.mkstemp(prefix="tokenmill-", suffix=".log")
     os.close(fd)
     path = Path(name)
     try:
-        with quiet(path) as console:
-            try:
-                yield console
-            except (typer.Exit, KeyboardInterrupt):
-                raise
-            except BaseException:
-                traceback.print_exc()  # to the log
-                raise
+        yield path
     except typer.Exit:
         path.unlink(missing_ok=True)
         raise
+    except Ended as ended:
+        path.unlink(missing_ok=True)
+        raise typer.Exit(128 + ended.number) from None
     except KeyboardInterrupt:
         path.unlink(missing_ok=True)
         sys.stderr.write("\n")

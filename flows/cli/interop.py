@@ -29,7 +29,10 @@ def import_(
         if name is None and out is None:
             raise UserError("Where to? Give --out PATH for a folder, --name NAME for the registry, or both.")
         if name is not None:
+            from cluster.tracking.place import locate
+
             check_name(name)
+            locate()  # an address that can't be is said before the work
         from cluster.interop.huggingface import import_folder, register_folder
 
         with tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,7 @@ class Layers:
     """`attn_layer_indices`; all others are Mamba-2's."""
 
     def read(self, theirs: Theirs) -> Ours:
-        attends = theirs.get("attn_layer_indices") or ()
+        attends = set(theirs.get("attn_layer_indices") or ())
         kinds = ["attention" if i in attends else "mamba2" for i in range(theirs["num_hidden_layers"])]
         return {"pattern": shortest(kinds)}
 

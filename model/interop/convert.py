@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint import CONFIG
+from model.checkpoint import CONFIG, load_config
 from model.config import ModelConfig
 from model.count import meta_model
 from model.errors import UserError
 from model.interop.family import Family, choose_family, read_config
-from model.interop.folder import Weights, write_weights
+from model.interop.folder import Weights, count_tensors, write_weights
 from model.interop.weights import Pair
+from model.sizes import check_sizes
 
 HEAD = "lm_head.weight"
 ARCHITECTURE = "huggingface"  # in our file's metadata: where it came from, so that it goes back there
@@ -48,11 +49,13 @@ def import_model(source: Path, target: Path) -> Converted:
         Unsupported: the model can't be expressed here, for this reason; no weight has been read.
         ValueError: the weights don't fit config.json.
     """
-    family, config, _ = read_config(source)
+    family, config, _ = read_config(source, count_tensors(source))
     with Weights(source) as weights:
-        if config.n_layers > (there := len(weights.names())):  # before the names of all of them are made
-            raise UserError(f"{source / CONFIG} says {config.n_layers} layers, but the weights have {there} tensors.")
-        pairs = list(family.weights(config))
+        try:
+            check_sizes(config, len(weights.names()), weights.size)
+        except UserError as error:
+            raise UserError(f"{source / CONFIG} {error}.") from None
+        pairs = pairs_of(family, config, weights)
         names = their_names(family, pairs, weights.names())
         check(family, config, pairs, weights, names)
         target.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ def export_model(
     Raises:
         Unsupported: no family, or not this one, can hold the model; says which fields don't fit.
     """
-    config = ModelConfig.from_dict(json.loads((source / CONFIG).read_text(encoding="utf-8")))
+    config = load_config(source)
     with Weights(source) as weights:
         family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
         pairs = list(family.weights(config))
@@ -110,6 +113,17 @@ def _family(config: ModelConfig, wanted: str | None, origin: str | None) -> Fami
     return choose_family(config, wanted)
 
 
+def pairs_of(family: Family, config: ModelConfig, weights: Weights) -> list[Pair]:
+    """What the config implies. Raises UserError as soon as that is far more than the file has."""
+    pairs, implied, there = [], 0, len(weights.names())
+    for pair in family.weights(config):
+        pairs.append(pair)
+        implied += len(pair.theirs)
+        if implied > 4 * there + 100:
+            raise UserError(f"{weights.folder} has {there} tensors, but its config.json implies over {implied}.")
+    return pairs
+
+
 def their_names(family: Family, pairs: list[Pair], given: list[str]) -> dict[str, str]:
     """The names of theirs that we know -> those in the file, which lack the prefix if it is the bare model's."""
     known, there = [n for p in pairs for n in p.theirs], set(given)
@@ -132,7 +146,10 @@ def check(family: Family, config: ModelConfig, pairs: list[Pair], weights: Weigh
             f"{weights.folder} has {len(left)} weights that {family.architecture} hasn't with this config.json, "
             f"e.g. {left[0]}."
         )
-    expected = {n: tuple(t.shape) for n, t in meta_model(config).state_dict().items()}
+    try:
+        expected = {n: tuple(t.shape) for n, t in meta_model(config).state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{weights.folder / CONFIG}: {error}.") from None
     for pair in pairs:
         parts = [weights.meta(names[n]) for n in pair.theirs]
         try:

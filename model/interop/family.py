@@ -14,11 +14,13 @@ from model import mup
 from model.config import ModelConfig
 from model.errors import Missing, UserError
 from model.files import given, read_json
-from model.interop.keys import Declaration, Ours, Theirs, Unsupported, value
+from model.interop.keys import Declaration, Key, Ours, Theirs, Unsupported, value
 from model.interop.rope import ntk_theta
 from model.interop.weights import Pair
 
 MODULES = ("llama", "qwen", "gpt2", "mixtral", "olmo2", "gemma", "mamba2", "lfm2", "recurrent_gemma", "bamba")
+COUNTS = {"n_layers": "layers", "moe.n_experts": "experts"}  # what a config multiplies its tensors by
+MOST = 1 << 14  # of them, where no weights say how many there can be
 ANYWHERE = (  # keys of every config that change what a model computes
     ("quantization_config", None, "weights that are not quantized"),
     ("add_cross_attention", False, "decoders without an encoder"),
@@ -168,12 +170,16 @@ def family_named(name: str) -> Family:
     raise Unsupported(f"The architecture {name!r} is not known. Known are {', '.join(f.architecture for f in known)}.")
 
 
-def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
+def read_config(folder: Path, tensors: int | None = None) -> tuple[Family, ModelConfig, Theirs]:
     """A Hugging Face folder's family and its config as ours and as theirs; no weight is read.
+
+    Args:
+        tensors: that its weights have: it has no more layers or experts, and of more nothing is made. None: unknown.
 
     Raises:
         LookupError: no config.json there, or one that isn't a Hugging Face model's.
         Unsupported: the architecture, or a key's value, has no counterpart here.
+        UserError: more layers or experts than tensors.
     """
     path = folder / "config.json"
     if not given(path):
@@ -186,12 +192,24 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
     if not named[0] or not isinstance(named[0], str):
         raise Missing(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
     family = family_named(named[0])
+    _check_counts(path, family, theirs, tensors)
     try:
         return family, family.read(theirs), theirs
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         if isinstance(error, UserError):
             raise
         raise Unsupported(f"{path} has a value of another kind than {family.architecture} has: {error}.") from error
+
+
+def _check_counts(path: Path, family: Family, theirs: Theirs, tensors: int | None) -> None:
+    for key in family.config:
+        if isinstance(key, Key) and key.ours in COUNTS:
+            name = key.theirs if key.theirs in theirs or not key.older else key.older
+            given = theirs.get(name)
+            if isinstance(given, int) and given > (MOST if tensors is None else tensors):
+                what = COUNTS[key.ours]
+                there = f"the weights have {tensors} tensors" if tensors is not None else f"no model has over {MOST}"
+                raise UserError(f"{path} says {str(given)[:40]} {what} ({name}), but {there}.")
 
 
 def choose_family(config: ModelConfig, wanted: str | None = None) -> Family:

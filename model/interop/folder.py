@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.errors import Missing, UserError
 from model.files import AGAIN, given, read_json
+from model.inside import inside
 from model.tensors import open_tensors, save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,24 +30,27 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if given(folder / WEIGHTS):
-            files = [WEIGHTS]
+            files = {WEIGHTS: folder / WEIGHTS}
         elif given(folder / INDEX):
-            files = sorted(set(_places(folder / INDEX).values()))
+            named = sorted(set(_places(folder / INDEX).values()))
+            files = {name: inside(folder, name, folder / INDEX) for name in named}
         else:
             pickled = " (its .bin files are pickles, which can run any code: convert them first)"
             has_pickle = any(folder.glob("*.bin"))
             raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
-        missing = [f for f in files if not given(folder / f)]
+        missing = [name for name, path in files.items() if not given(path)]
         if missing:
-            raise Missing(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise Missing(f"{folder}: {INDEX} names {', '.join(missing[:3])}{more}, which is not there.")
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
-        for name in files:
-            file = self._stack.enter_context(open_tensors(folder / name))
+        for name, path in files.items():
+            file = self._stack.enter_context(open_tensors(path))
             twice = sorted(self._files.keys() & set(file.keys()))
             if twice:
                 raise UserError(f"{folder}: {name} and another file both hold {twice[0]}.")
             self._files |= dict.fromkeys(file.keys(), file)
+        self.size = sum(path.stat().st_size for path in files.values())  # bytes
         self.metadata: dict[str, str] = file.metadata() or {}  # the last file's; ours has one
 
     def __enter__(self) -> "Weights":
@@ -65,10 +69,22 @@ class Weights:
         dtype = part.get_dtype()
         if dtype not in DTYPES:
             raise UserError(f"{self.folder}: {name} is of dtype {dtype}; weights are {', '.join(DTYPES)}.")
-        return torch.empty(part.get_shape(), dtype=DTYPES[dtype], device="meta")
+        try:
+            return torch.empty(part.get_shape(), dtype=DTYPES[dtype], device="meta")
+        except RuntimeError as error:  # beside a side of no length any other passes as no bytes at all
+            raise UserError(f"{self.folder}: {name} has a shape that no tensor has: {error}.") from None
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
+
+
+def count_tensors(folder: Path) -> int | None:
+    """How many tensors a folder's weights have, by their headers; None: it has none, or not all."""
+    try:
+        with Weights(folder) as weights:
+            return len(weights.names())
+    except Missing:
+        return None
 
 
 DTYPES = {
@@ -82,13 +98,10 @@ DTYPES = {
 
 
 def _places(path: Path) -> dict[str, str]:
-    """The file of each tensor. Raises UserError for an index that is none, or that names files elsewhere."""
+    """The file of each tensor. Raises UserError for an index that is none."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(f, str) for f in places.values()):
         raise UserError(f"{path} has no weight_map, an object of tensors and their files: {AGAIN.lower()}.")
-    for name in places.values():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path} names {name!r}, which is outside the model's folder.")
     return places
 
 

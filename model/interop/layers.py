@@ -9,11 +9,14 @@ from model.interop.keys import Ours, Theirs, Unsupported
 
 
 def shortest(layers: Sequence[Any]) -> tuple[Any, ...]:
-    """The shortest pattern that, repeated over depth, gives these layers."""
-    for period in range(1, len(layers) + 1):
-        if all(layers[i] == layers[i % period] for i in range(len(layers))):
-            return tuple(layers[:period])
-    return ()
+    """The shortest pattern that, repeated over depth, gives these layers; in linear time (Knuth, Morris, Pratt)."""
+    borders = [0]  # of each beginning: how much of it stands at its start and at its end
+    for i in range(1, len(layers)):
+        size = borders[-1]
+        while size and layers[i] != layers[size]:
+            size = borders[size - 1]
+        borders.append(size + (layers[i] == layers[size]))
+    return tuple(layers[: len(layers) - borders[-1]])
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class SparseLayers:
     """Qwen's: every `decoder_sparse_step`-th layer has experts, except those of `mlp_only_layers`."""
 
     def read(self, theirs: Theirs) -> Ours:
-        step, dense = theirs.get("decoder_sparse_step", 1), theirs.get("mlp_only_layers") or ()
+        step, dense = theirs.get("decoder_sparse_step", 1), set(theirs.get("mlp_only_layers") or ())
         depth = theirs["num_hidden_layers"]
         kinds = ["moe" if i not in dense and (i + 1) % step == 0 else "dense" for i in range(depth)]
         return {"ff_pattern": shortest(kinds)}

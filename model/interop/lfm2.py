@@ -58,8 +58,9 @@ class Tied:
 
 def types(theirs: Theirs) -> list[str]:
     depth = theirs["num_hidden_layers"]
-    attends = theirs.get("full_attn_idxs")
-    return ["full_attention" if attends is None or i in attends else "conv" for i in range(depth)]
+    named = theirs.get("full_attn_idxs")
+    attends = range(depth) if named is None else set(named)
+    return ["full_attention" if i in attends else "conv" for i in range(depth)]
 
 
 def weights(c: ModelConfig) -> Iterator[Pair]:

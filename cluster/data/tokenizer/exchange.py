@@ -23,6 +23,7 @@ from cluster.data.tokenizer.foreign import KEPT, read_tokenizer
 from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
 from cluster.data.tokenizer.whole_text import SPACE_MARK
 from cluster.errors import UserError
+from model.inside import inside, plain_name
 
 NEVER = -1e6  # Unigram's score of what no text may match
 
@@ -49,9 +50,8 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tup
     """Write a tokenizer's files into `folder`; returns what config.json and generation_config.json say of its ids."""
     info = tokenizer.info
     if "library" in info:
-        for name in KEPT:  # by our list of names, so that no file is written elsewhere
-            if name in info["files"]:
-                (folder / name).write_text(info["files"][name], encoding="utf-8")
+        for name, text in kept_files(info).items():
+            inside(folder, name).write_text(text, encoding="utf-8")
         if info["library"] == "whole-text":
             (folder / "tokenizer.model").write_bytes(tokenizer.model)
         ids = {f"{name}_token_id": i for name, i in info["ids"].items()}
@@ -74,6 +74,21 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> tup
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     return ids, ids | {"eos_token_id": list(tokenizer.stop_ids)}
+
+
+def kept_files(info: dict[str, Any]) -> dict[str, str]:
+    """What goes back as it came, by the names of the files.
+
+    Raises:
+        UserError: our tokenizer.json names a file that no import keeps, or has no text for it.
+    """
+    files = info.get("files", {})
+    if not isinstance(files, dict):
+        raise UserError("tokenizer.json: `files` must be an object of names and texts.")
+    for name, text in files.items():
+        if plain_name(name, "tokenizer.json") not in KEPT or not isinstance(text, str):
+            raise UserError(f"tokenizer.json names {name[:80]!r}, which is no text file of a tokenizer's.")
+    return files
 
 
 def as_huggingface(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cluster.data.tokenizer.declared import (
     roles_of,
     token_of,
 )
-from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer, info_of
+from cluster.data.tokenizer.tokenizer import BOS, EOS, FORMAT, PAD, SPECIAL, UNK, Tokenizer, info_of
 from cluster.errors import UserError
 from model.files import broken, given, read_json, read_text, regular
 
@@ -91,7 +91,7 @@ def foreign_info(library: str, special: dict[str, int], ids: dict[str, Any], add
     stops = list(eos) if isinstance(eos, list) else [eos]
     first = stops[0] if stops else -1
     return {
-        "format": 1,
+        "format": FORMAT,
         "library": library,
         "pad_id": ids.get("pad", first),
         "unk_id": -1,

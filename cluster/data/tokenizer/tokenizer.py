@@ -19,8 +19,9 @@ from typing import Any
 from cluster.data.tokenizer.codecs import make_codec
 from cluster.data.tokenizer.template import ChatTemplate
 from cluster.errors import UserError
-from model.files import given, read_json, regular
+from model.files import check_format, given, read_json, regular
 
+FORMAT = 1  # of our tokenizer.json
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (SYSTEM, USER, ASSISTANT, END)
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
@@ -41,6 +42,7 @@ class Tokenizer:
             if not given(path):
                 raise UserError(f"{folder} has no {path.name}: it isn't a tokenizer's folder.")
         about = read_json(info)
+        check_format(about.get("format"), FORMAT, info)
         if "special" not in about:
             raise UserError(f"{info} isn't a tokenizer of tokenmill's; of a Hugging Face folder: tokenmill import.")
         self._load(regular(model, "a tokenizer").read_bytes(), about)
@@ -140,7 +142,7 @@ def info_of(model: bytes, algorithm: str) -> dict[str, Any]:
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     return {
-        "format": 1,
+        "format": FORMAT,
         "algorithm": algorithm,
         "vocab_size": processor.vocab_size(),
         "pad_id": 0,
