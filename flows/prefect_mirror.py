@@ -170,7 +170,7 @@ class Mirror(Watcher):
         parts += ["the end of the flow run"] if not self._finished and not states else []
         parts += [", ".join(dict.fromkeys(self._missing))] if self._missing else []
         lines = self._dropped + (0 if self._finished else len(self._lines))
-        parts += [f"{lines} lines of the log"] if lines else []
+        parts += [f"{lines} line{'s' * (lines != 1)} of the log"] if lines else []
         if not parts:
             return ""
         embedded = self.run.server is not None
