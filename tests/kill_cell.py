@@ -151,8 +151,8 @@ class Place:
 
 
 IS: dict[str, Callable[[str, str], bool]] = {
-    # (a training has actors of Ray Train's beside its rank: its controller is in the driver's process)
-    "rank": lambda name, words: words.startswith("ray::") and "IDLE" not in words and "Board" not in words,
+    # Not an idle worker, nor Ray's own agents, nor what stands beside a training's rank.
+    "rank": lambda name, words: bool(re.match(r"ray::(?!IDLE|\S*(Agent|Board|Controller))", words)),
     "raylet": lambda name, words: name == "raylet",
     "gcs": lambda name, words: name.startswith("gcs_server"),
     "prefect": lambda name, words: "prefect_server.py" in words,
