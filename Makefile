@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes, a file each: much of the suite waits for servers and workers to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup lock clean
+.PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup kill-matrix lock clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -44,6 +44,9 @@ bench-model: .venv/.installed-dev .bench/.installed   ## what the model's parts 
 
 bench-mup: .venv/.installed       ## muP: a coordinate check over widths, and a sweep of learning rates at three of them
 	$(BIN)/python -m tests.benchmarks.mup
+
+kill-matrix: .venv/.installed-dev .venv-s3/.installed   ## each process of a run is killed in each stage: docs/kill-matrix.md
+	$(BIN)/python -m tests.kill_matrix $(ARGS)
 
 lock: .venv/.installed-dev        ## rewrite constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' > constraints.txt

@@ -1,15 +1,15 @@
 """A flow run's logs in Prefect's UI: what the screen says, and each stage's warnings and errors.
 
 screen ─ a line ───────────────┐
-logging ─ warnings and worse ──┴─▶ the logger of the task at work, else of the flow ─▶ Prefect's API
+logging ─ warnings and worse ──┴─▶ the mirror's queue ─▶ the logger of the task at work ─▶ Prefect's API
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flows.run import Run
@@ -19,52 +19,31 @@ CARRIERS = ("prefect", "httpx", "httpcore", "websockets", "uvicorn")
 
 
 class RunLogs(logging.Handler):
-    """Sends to the innermost run that is entered; threads of a stage have no run of their own."""
+    """Passes warnings and worse on to `say(text, level)`, from whatever thread they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str, int], None]) -> None:
         super().__init__(logging.WARNING)
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        self._entered: list[Any] = []
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Within this the logs are those of the flow or task run that the caller is in."""
-        from prefect import get_run_logger
-
-        self._entered.append(get_run_logger())
-        try:
-            yield
-        finally:
-            self._entered.pop()
-
-    def say(self, text: str) -> None:
-        """A line of the screen."""
-        if self._entered:
-            self._entered[-1].info(text)
-
-    def error(self, text: str) -> None:
-        if self._entered:
-            self._entered[-1].error(text)
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._entered and record.name.partition(".")[0] not in CARRIERS:
-            self._entered[-1].log(record.levelno, self.format(record))
+        if record.name.partition(".")[0] not in CARRIERS and not record.name.startswith("flows.prefect_"):
+            self._say(self.format(record), record.levelno)
 
 
 @contextlib.contextmanager
-def attached(run: Run) -> Iterator[RunLogs]:
-    """Within this, which is a flow run's, the logs of `run` go there."""
-    logs, root = RunLogs(), logging.getLogger()
+def attached(run: Run, say: Callable[..., None]) -> Iterator[None]:
+    """Within this what the screen of `run` says, and what is logged, goes to `say(text, level)` too."""
+    logs, root = RunLogs(say), logging.getLogger()
     levels = {name: logging.getLogger(name).level for name in ("prefect.flow_runs", "prefect.task_runs")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.INFO)  # else as quiet as Prefect's other loggers
     root.addHandler(logs)
-    run.screen.listeners.append(logs.say)
+    run.screen.listeners.append(say)
     try:
-        with logs.entered():
-            yield logs
+        yield
     finally:
-        run.screen.listeners.remove(logs.say)
+        run.screen.listeners.remove(say)
         root.removeHandler(logs)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -3,8 +3,8 @@
 Each stage's report, curve and metrics, the progress of the stage at work, the way to the MLflow run: one key for each,
 so that the UI keeps its history.
 
-What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: what
-can't be sent is a warning in the log.
+What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: it is
+sent from the mirror's thread, and what can't be sent is a warning in the log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +22,21 @@ from cluster.tracking.figures import svg_data_url
 if TYPE_CHECKING:
     from flows.run import Run
 
-PROGRESS_SECONDS = 3.0
 MAX_READ = 64 << 20  # of an events.jsonl, for its curve
 _log = logging.getLogger(__name__)
 
 
-def never_raises(function: Callable[..., Any]) -> Callable[..., Any]:
+def never_raises(function: Callable[..., None]) -> Callable[..., bool]:
+    """The function, returning whether it went through instead of raising."""
+
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> bool:
         try:
-            return function(*args, **kwargs)
+            function(*args, **kwargs)
         except Exception:
             _log.warning("%s: not sent to Prefect", function.__name__, exc_info=True)
+            return False
+        return True
 
     return wrapped
 
@@ -45,34 +47,30 @@ def key_of(run: Run, step: str, what: str) -> str:
 
 
 class progress:
-    """The stage's progress as an artifact, updated every few seconds until `close`."""
+    """A stage's progress as an artifact: made when it is first shown, then updated."""
 
     def __init__(self, run: Run, step: str):
         self.run, self.step = run, step
         self.id: Any = None
-        self.last = time.monotonic()
-        run.listeners.append(self)
 
     @never_raises
-    def __call__(self, step: str, done: float, total: float, text: str) -> None:
+    def show(self, done: float, total: float, text: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        now = time.monotonic()
-        if step != self.step or not total or now - self.last < PROGRESS_SECONDS:
+        if not total:
             return
-        self.last = now
         percent = min(100.0 * done / total, 100.0)
         if self.id is None:
-            self.id = create_progress_artifact(percent, key_of(self.run, step, "progress"), text)
+            self.id = create_progress_artifact(percent, key_of(self.run, self.step, "progress"), text)
         else:
             update_progress_artifact(self.id, percent, text)
 
     @never_raises
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
+        """The stage has ended, and is `whole` or not."""
         from prefect.artifacts import update_progress_artifact
 
-        self.run.listeners.remove(self)
-        if self.id is not None and self.step in self.run.outcomes:
+        if self.id is not None and whole:
             update_progress_artifact(self.id, 100.0)
 
 
@@ -101,7 +99,7 @@ def closing(run: Run) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
     tracked = run.runs.get("line")
-    run_id = tracked.wait_run_id(10) if tracked else ""
+    run_id = tracked.wait_run_id(3) if tracked else ""
     url = run.tracker.url(run_id) if run_id else None
     key = key_of(run, "", "mlflow-run")
     if url:

@@ -70,6 +70,11 @@ class EmbeddedServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self.answered = False
+
+    def ended(self) -> bool:
+        """Whether its process is gone, by itself or by whomever."""
+        return self._process is not None and self._process.poll() is not None
 
     def start(self) -> None:
         """Begin; `wait` says when it answers. Its output goes where this process's stderr goes."""
@@ -116,18 +121,20 @@ class EmbeddedServer:
                 urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,
             ):
                 if answer.status == 200:
+                    self.answered = True
                     return self.url
             time.sleep(0.1)
         raise ConnectionError(f"Prefect's embedded API did not answer in {START_SECONDS} s.")
 
-    def stop(self) -> None:
+    def stop(self, at_once: bool = False) -> None:
+        """End it: by itself within some seconds, or at once."""
         if self._process is None:
             return
         process, self._process = self._process, None
         with contextlib.suppress(OSError):
             process.stdin.close()  # type: ignore[union-attr]
         try:
-            process.wait(5)
+            process.wait(0 if at_once else 5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

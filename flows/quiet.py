@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.store_url import local_folder
-from flows.streams import Outgoing
+from flows.streams import Outgoing, Unhurried
 
 # Read when the library is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -29,6 +29,7 @@ QUIET = {
     "PREFECT_CLIENT_ENABLE_METRICS": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+LAST_SECONDS = 5.0  # for the reader of a run's screen to take the rest, once the run has ended
 PLAIN_WIDTH = 120  # of tables in a file or a pipe
 
 
@@ -43,7 +44,8 @@ def log_path(store: str, name: str) -> Path:
 def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
     """Everything that is written to stdout and stderr goes to `path`; the yielded console is the screen.
 
-    With `lasting` the work goes on whatever becomes of the screen; else only if nobody reads it any more.
+    With `lasting` the work goes on whatever becomes of the screen, and never waits for its reader; what is not taken by
+    the end is in the log. Else it goes on only if nobody reads the screen any more.
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -58,8 +60,9 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
     text = os.fdopen(os.dup(log), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     own = _fileno(old_stdout) == 1
     screen: Any = old_stdout
+    unhurried = Unhurried(os.dup(saved[0])) if own and lasting else None
     if own:
-        screen = Outgoing(os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace"), lasting)
+        screen = unhurried or Outgoing(os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace"))
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -68,12 +71,14 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
     finally:
         with contextlib.suppress(ValueError, OSError):
             screen.flush()
+        if unhurried and (rest := unhurried.close(LAST_SECONDS)):
+            text.write(f"--- the screen did not take:\n{rest}")
         sys.stdout, sys.stderr = old_stdout, old_stderr
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         for fd in (*saved, log):
             os.close(fd)
-        if own:
+        if own and not unhurried:
             screen.close()
         # `text` stays open: logging handlers made meanwhile may still hold it
 

@@ -5,8 +5,8 @@
     run.execute(step)       for each step                 finds or makes it; screen and MLflow hear of it
     run.close()             run.outcomes                  what came of each
 
-flows/line.py calls `execute` from Prefect tasks; with everything cached, and no server to tell, `execute` is called
-without Prefect.
+flows/walk.py calls `execute` for one step after the other; Prefect is shown it from a thread (prefect_mirror.py), but
+where everything is cached and there is no server to tell.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rich.console import Console
 from flows.prefect_server import EmbeddedServer, configured_api
 from flows.show import Screen, screen
 from flows.stop import StopFlag
+from flows.watch import Watcher
 
 if TYPE_CHECKING:
     from cluster.session import Session
@@ -61,7 +62,8 @@ class Run:
     status: str = "FINISHED"
     measured: bool = False  # whether the stages' data were looked at with the tokenizer
     undelivered: str = ""  # after `close`: what MLflow has not got, in words
-    listeners: list[Any] = field(default_factory=list)  # called with (step name, done, total, text)
+    watcher: Watcher = field(default_factory=Watcher)
+    unshown: str = ""  # after `close`: what Prefect has not been shown, in words
 
     @classmethod
     def open(
@@ -155,14 +157,19 @@ class Run:
         """End what was started. Never raises: the run's own outcome is what counts."""
         for end in (
             self.screen.close,
+            self._close_watcher,
             self._finish_tracking,
             lambda: self.session.close(),
-            lambda: self.server.stop() if self.server else None,
+            lambda: self.server.stop(at_once=bool(self.unshown)) if self.server else None,
         ):
             try:
                 end()
             except Exception:
                 _log.exception("while ending the run")
+
+    def _close_watcher(self) -> None:
+        self.watcher.close()
+        self.unshown = self.watcher.unshown
 
     def _finish_tracking(self) -> None:
         if not self.tracker.finish(self.status):  # type: ignore[arg-type]
@@ -238,8 +245,7 @@ class Run:
     def _progress(self, name: str) -> Any:
         def progress(done: float, total: float, text: str) -> None:
             self.screen.progress(done, total, text)
-            for listener in self.listeners:
-                listener(name, done, total, text)
+            self.watcher.progress(name, done, total, text)
 
         return progress
 

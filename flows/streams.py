@@ -1,8 +1,9 @@
-"""Standard streams that may be closed or left: `run | head -1`, `run >&-`, a terminal that is gone.
+"""Standard streams that may be closed, left or not read: `run | head -1`, `run >&-`, a terminal that is gone or held.
 
 What reads a command's output may stop reading; that ends the printing, not the work (Python would raise
 BrokenPipeError, and rich would end the process). A stream that is closed from the start is opened on /dev/null, so that
-no file or socket of ours gets its number.
+no file or socket of ours gets its number. A reader that stands still (Ctrl-S, a pager) holds up a command that only
+prints, but not a run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import contextlib
 import errno
 import os
 import sys
+import threading
+import time
+from collections import deque
 from typing import Any
 
+UNREAD = 256 << 10  # bytes that wait for a reader who is slow
 LEFT = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal has gone
 
 
@@ -21,11 +26,10 @@ class Outgoing:
 
     Args:
         stream: the stream, with a file descriptor of its own.
-        whatever: any fault of it (a full disk) is taken so: what is shown is not what the command is for.
     """
 
-    def __init__(self, stream: Any, whatever: bool = False):
-        self._stream, self._whatever = stream, whatever
+    def __init__(self, stream: Any):
+        self._stream = stream
         self.left = False
 
     def __getattr__(self, name: str) -> Any:
@@ -45,12 +49,87 @@ class Outgoing:
         try:
             yield
         except OSError as error:
-            if not self._whatever and error.errno not in LEFT:
+            if error.errno not in LEFT:
                 raise
             self.left = True
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still in its buffer goes there too
             os.close(nowhere)
+
+
+class Unhurried:
+    """A text stream on which nobody waits: a thread writes, and of what its reader is too slow for the newest is kept.
+
+    What could not be shown is said in its place. Any fault of the descriptor (nobody reads, a full disk) ends the
+    showing and nothing else.
+
+    Args:
+        descriptor: a copy of the screen's, which is this stream's own.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, descriptor: int):
+        self.left = False
+        self._descriptor = descriptor
+        self._changed = threading.Condition()
+        self._parts: deque[bytes] = deque()
+        self._at_hand = b""  # what the thread is about to write
+        self._size = self._lost = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_out, name="screen", daemon=True)
+        self._thread.start()
+
+    def write(self, text: str) -> int:
+        data = text.encode("utf-8", errors="replace")
+        with self._changed:
+            self._parts.append(data)
+            self._size += len(data)
+            while self._size > UNREAD and len(self._parts) > 1:
+                old = self._parts.popleft()
+                self._size -= len(old)
+                self._lost += max(old.count(b"\n"), 1)
+            self._changed.notify_all()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def close(self, seconds: float = 0.0) -> str:
+        """Give the reader that long for the rest; returns what it did not take."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(max(end - time.monotonic(), 0.0))
+        with self._changed:
+            return b"".join([self._at_hand, *self._parts]).decode("utf-8", errors="replace")
+
+    def _write_out(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._parts or self._closed)
+                if not self._parts:
+                    break
+                lost, self._lost = self._lost, 0
+                self._at_hand = self._parts.popleft()
+                self._size -= len(self._at_hand)
+            if lost:
+                said = f"… {lost} lines were not shown here: nobody read them in time\n"
+                self._at_hand = said.encode() + self._at_hand
+            while self._at_hand and not self.left:
+                try:
+                    self._at_hand = self._at_hand[os.write(self._descriptor, self._at_hand) :]
+                except OSError:
+                    self.left = True
+            self._at_hand = b""
+        os.close(self._descriptor)
 
 
 def reader_left(stream: Any) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import textwrap
@@ -34,6 +35,7 @@ from cluster.tracking.outbox import TAG, Delivery
 from cluster.tracking.place import Place, checked_experiment, locate
 from cluster.tracking.sender import POLL_SECONDS, Task, claim, left_behind, remove
 
+GIVE_UP_SECONDS = 8.0  # at the end of a line, for an MLflow that answers with nothing but failures
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Experiment = Annotated[str, AfterValidator(checked_experiment)]
 _log = logging.getLogger(__name__)
@@ -207,6 +209,8 @@ class Tracker:
     def finish(self, status: Status = "FINISHED", timeout: float = 30.0) -> bool:
         """Close what is open and wait, for `timeout` seconds at most, until all is delivered.
 
+        An MLflow that only fails is given up after `GIVE_UP_SECONDS`.
+
         Returns:
             Whether it is. If not, it stays in `folder`, and the next run of the line delivers it.
         """
@@ -217,8 +221,11 @@ class Tracker:
         self._ending.set()
         self._wake.set()
         end = time.monotonic() + timeout
-        if self._thread.is_alive():
-            self._delivered.wait(timeout)
+        failing = math.inf  # since when
+        while self._thread.is_alive() and (now := time.monotonic()) < end:
+            failing = min(failing, now) if self.problem else math.inf
+            if now - failing > GIVE_UP_SECONDS or self._delivered.wait(min(0.2, end - now)):
+                break
         if self._thread.is_alive() and self._delivered.is_set():
             self._thread.join(max(0.0, end - time.monotonic()))  # what earlier runs had left
         if self.delivery is None:

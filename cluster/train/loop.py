@@ -96,16 +96,14 @@ def run_trainer(
         objective: (model, batch) -> (summed loss, valid count, extras).
         log: further values for a step's point on the curve.
     Returns:
-        summary: steps, tokens, last loss, rates of the median step without the first fifth; StoppedAt where the run
-        was asked to stop.
+        summary: steps, parameters, and of the curve the last loss and the rates of the median step without the first
+        fifth; StoppedAt where the run was asked to stop.
     """
     from model import trainer
 
     found = worker.resume()
-    recent: list[Any] = []
 
     def on_step(report: Any) -> bool:
-        recent.append(report)
         values = {
             "loss": report.loss,
             "lr": report.lr,
@@ -135,14 +133,26 @@ def run_trainer(
     )
     if result.stopped:
         return StoppedAt(result.step)
-    rates = [r.tokens_per_second for r in recent[len(recent) // 5 :]] or [0.0]
-    shares = [r.mfu for r in recent[len(recent) // 5 :]] or [0.0]
     return {
         "steps": config.steps,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": recent[-1].loss if recent else None,
-        "tokens_per_second": sorted(rates)[len(rates) // 2],
-        "mfu": sorted(shares)[len(shares) // 2],
+        **figures(worker),
         "precision": result.precision,
         "resumed_from": found[0] if found else None,
+    }
+
+
+def figures(worker: Worker) -> dict[str, float | None]:
+    """A training's figures from its whole curve, so also of the steps before a resume, which may be all of them."""
+    points = worker.points("loss")
+    settled = points[len(points) // 5 :]
+
+    def median(name: str) -> float | None:
+        values = sorted(point[name] for point in settled)
+        return values[len(values) // 2] if values else None
+
+    return {
+        "loss": points[-1]["loss"] if points else None,
+        "tokens_per_second": median("tokens_per_second"),
+        "mfu": median("mfu"),
     }

@@ -176,6 +176,11 @@ class Worker:
         points = [e["values"] for e in self.events if e["type"] == "metrics" and e["step"] == step]
         return {name: value for point in points for name, value in point.items()}
 
+    def points(self, name: str) -> list[dict[str, float]]:
+        """The points of rank 0's curve that have `name`, one a step and in their order; none on the other ranks."""
+        of_steps = {e["step"]: e["values"] for e in self.events if e["type"] == "metrics" and name in e["values"]}
+        return [of_steps[step] for step in sorted(of_steps)]
+
     def mean(self, sums: dict[str, tuple[float, int]]) -> dict[str, float]:
         """Means over all ranks from each rank's (sum, count) of the same names; NaN over nothing.
 

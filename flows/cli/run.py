@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -56,9 +56,18 @@ def run(
     with quiet(path, lasting=True) as console:
         _log()
         code = go(read, until, console, path, require_champion)
+    leave(code)
     if code:
         raise typer.Exit(code)
     return None
+
+
+def leave(code: int) -> None:
+    """End the process at once where a Prefect that was given up would keep it."""
+    import sys
+
+    if "flows.prefect_mirror" in sys.modules:
+        sys.modules["flows.prefect_mirror"].leave(code)
 
 
 def overrides_of(set_: list[str] | None, store: str | None) -> list[str]:
@@ -121,6 +130,8 @@ def ending(run: Run, console: Console, require_champion: bool = False) -> int:
             code = failed(run, error, console)
         finally:
             run.close()
+        if run.unshown:
+            console.print(run.unshown, markup=False, soft_wrap=True)
         if run.undelivered:
             from flows.commands import again
 
@@ -152,32 +163,31 @@ def championship(run: Run, console: Console) -> int:
 
 
 def work(run: Run) -> int:
-    """Through Prefect; with everything cached and no server to tell, there is nothing to orchestrate."""
+    """The line, shown to Prefect; with everything cached and no server to tell, there is nobody to show it to."""
     from flows.prefect_server import configured_api
+    from flows.walk import walk
 
     run.start()
-    if run.all_cached and configured_api() is None:
-        for step in run.steps:
-            run.execute(step.name)
-        return 0
-    from flows.line import orchestrate
+    if not run.all_cached or configured_api() is not None:
+        from flows.prefect_mirror import Mirror
 
-    state: Any = orchestrate(run)
-    if state.is_completed():
+        run.watcher = Mirror(run).start()
+    ending = walk(run)
+    if ending.kind == "completed":
         return 0
     run.screen.close()
-    if run.stop() or state.is_cancelled():
-        return stopped(run, state)
-    name, error = next(iter(run.errors.items()), ("", RuntimeError(state.message or state.name)))
+    if run.stop() or ending.kind == "stopped":
+        return stopped(run, ending.message)
+    name, error = next(iter(run.errors.items()), ("", RuntimeError(ending.message)))
     logging.getLogger(__name__).error("%s failed", name, exc_info=error)
     return failed(run, error, run.screen.console, name)
 
 
-def stopped(run: Run, state: Any) -> int:
+def stopped(run: Run, message: str) -> int:
     from flows.commands import again
 
     console = run.screen.console
-    console.print(f"Stopped. {state.message or ''}".strip(), markup=False, soft_wrap=True)
+    console.print(f"Stopped. {message}".strip(), markup=False, soft_wrap=True)
     console.print(f"To resume from there, the same command:\n  {again(run)}", markup=False, soft_wrap=True)
     return run.stop.exit_code
 

@@ -1,16 +1,17 @@
-"""A line in a process of its own, for tests that send it signals: slow_line.py STORE (polite|deaf|server)."""
+"""A line in a process of its own, for tests that send it signals: slow_line.py STORE KIND."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fakes import fake_run
 
 from cluster.errors import Stopped
-from flows.cli.run import ending
+from flows.cli.run import ending, leave
 from flows.prefect_server import EmbeddedServer
 from flows.quiet import quiet
 
@@ -32,6 +33,29 @@ def deaf(ws: Any) -> dict:
     return {}
 
 
+def short(ws: Any) -> dict:
+    """Works for six seconds, and says how far it is: longer than a page waits for the next."""
+    for step in range(120):
+        ws.progress(step, 120, "")
+        if step == 3:
+            Path(ws.artifacts.store.url, "at-work").write_text("", encoding="utf-8")
+        if ws.stopping():
+            raise Stopped(f"at step {step}, with a checkpoint")
+        time.sleep(0.05)
+    return {}
+
+
+def shown(run: Any) -> Callable[[Any], dict]:
+    """The same, once Prefect has the flow run."""
+
+    def work(ws: Any) -> dict:
+        while not run[0].watcher.flow_run_id:
+            time.sleep(0.1)
+        return short(ws)
+
+    return work
+
+
 def main(store: Path, kind: str) -> int:
     if kind == "server":
         server = EmbeddedServer()
@@ -41,10 +65,14 @@ def main(store: Path, kind: str) -> int:
         time.sleep(60)
         return 0
     with quiet(store / "line.log") as console:
-        run = fake_run(store, {"corpus": lambda ws: {}, "train": {"polite": polite, "deaf": deaf}[kind]}, console)
-        run.source = "slow"
-        return ending(run, console)
+        runs: list[Any] = []
+        work = {"polite": polite, "deaf": deaf, "short": short, "shown": shown(runs)}[kind]
+        runs.append(fake_run(store, {"corpus": lambda ws: {}, "train": work, "evaluate": lambda ws: {}}, console))
+        runs[0].source = "slow"
+        return ending(runs[0], console)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    code = main(Path(sys.argv[1]), sys.argv[2])
+    leave(code)
+    sys.exit(code)

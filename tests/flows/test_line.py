@@ -13,6 +13,7 @@ from cluster.data.summaries import CorpusSummary
 from cluster.errors import Stopped
 from cluster.evaluate.summary import EvaluationSummary
 from flows.prefect_logs import RunLogs
+from flows.prefect_mirror import Mirror
 
 
 def fine(ws: Any) -> dict:
@@ -22,40 +23,47 @@ def fine(ws: Any) -> dict:
 
 @pytest.fixture
 def orchestrate(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a run through Prefect and returns (state, {task name: (state name, state type, run count)})."""
+    """Runs a run, mirrored in Prefect, and returns (ending, {task name: (state name, state type, run count)})."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows import line
+    from flows import walk
 
-    monkeypatch.setattr(line, "RETRY_SECONDS", [0, 0])
+    monkeypatch.setattr(walk, "RETRY_SECONDS", (0, 0))
 
     def go(run: Any) -> Any:
         with temporary_settings({PREFECT_API_URL: prefect_api}):
             run.start()
-            state = line.orchestrate(run)
+            run.watcher = Mirror(run).start()
+            ending = walk.walk(run)
             run.close()
-        return state, task_states(prefect_api, state)
+        assert run.unshown == ""
+        return ending, task_states(prefect_api, run)
 
     return go
 
 
-def task_states(api: str, state: Any) -> dict[str, tuple[str, str, int]]:
-    flow_run = str(state.state_details.flow_run_id)
-    answer = httpx.post(f"{api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}, timeout=30)
+def task_states(api: str, run: Any) -> dict[str, tuple[str, str, int]]:
+    asked = {"flow_runs": {"id": {"any_": [run.watcher.flow_run_id]}}}
+    answer = httpx.post(f"{api}/task_runs/filter", json=asked, timeout=30)
     return {t["name"]: (t["state"]["name"], t["state"]["type"], t["run_count"]) for t in answer.json()}
+
+
+def flow_state(api: str, run: Any) -> tuple[str, str, str]:
+    state = httpx.get(f"{api}/flow_runs/{run.watcher.flow_run_id}", timeout=30).json()["state"]
+    return state["name"], state["type"], state["message"]
 
 
 def test_a_task_ends_completed_where_it_worked_and_cached_where_the_artifact_was_there(
     make_run: Any, orchestrate: Any
 ) -> None:
-    state, tasks = orchestrate(make_run({"corpus": fine, "filter": fine}))
-    assert state.is_completed()
+    ending, tasks = orchestrate(make_run({"corpus": fine, "filter": fine}))
+    assert ending.kind == "completed"
     assert {n: s[0] for n, s in tasks.items()} == {"corpus": "Completed", "filter": "Completed"}
 
     run = make_run({"corpus": fine, "filter": fine}, values={"filter": 1})
-    state, tasks = orchestrate(run)
-    assert state.is_completed()
+    ending, tasks = orchestrate(run)
+    assert ending.kind == "completed"
     assert {n: s[:2] for n, s in tasks.items()} == {
         "corpus": ("Cached", "COMPLETED"),
         "filter": ("Completed", "COMPLETED"),
@@ -82,8 +90,8 @@ def test_an_infrastructure_fault_is_tried_again_and_a_bad_value_is_not(make_run:
         raise ValueError("no such column")
 
     run = make_run({"corpus": network, "filter": value, "pack": fine})
-    state, tasks = orchestrate(run)
-    assert state.is_failed()
+    ending, tasks = orchestrate(run)
+    assert ending.kind == "failed"
     assert tries == {"network": 3, "value": 1}
     assert tasks["corpus"] == ("Completed", "COMPLETED", 3)
     assert tasks["filter"][1] == "FAILED"
@@ -93,7 +101,9 @@ def test_an_infrastructure_fault_is_tried_again_and_a_bad_value_is_not(make_run:
     assert [t.status for t in run.tracker.runs if t.name == "corpus"] == ["FAILED", "FAILED", "FINISHED"]
 
 
-def test_a_stopped_stage_ends_the_line_cancelled_and_is_not_retried(make_run: Any, orchestrate: Any) -> None:
+def test_a_stopped_stage_ends_the_line_cancelled_and_is_not_retried(
+    make_run: Any, orchestrate: Any, prefect_api: str
+) -> None:
     tries = []
 
     def stopped(ws: Any) -> dict:
@@ -104,9 +114,9 @@ def test_a_stopped_stage_ends_the_line_cancelled_and_is_not_retried(make_run: An
         return {}
 
     run = make_run({"corpus": fine, "filter": stopped, "pack": fine})
-    state, tasks = orchestrate(run)
-    assert (state.name, state.type.value) == ("Stopped", "CANCELLED")
-    assert "step 7" in state.message
+    ending, tasks = orchestrate(run)
+    assert ending.kind == "stopped" and "step 7" in ending.message
+    assert flow_state(prefect_api, run) == ("Stopped", "CANCELLED", ending.message)
     assert len(tries) == 1
     assert tasks["filter"][:2] == ("Stopped", "CANCELLED")
     assert run.tracker.status == "KILLED"
@@ -135,8 +145,10 @@ def test_the_ui_gets_a_data_report_a_stage_table_and_the_way_to_mlflow(
         return EvaluationSummary({"bpb": 1.5, "bpb/prose": 1.25})
 
     classes = {"corpus": CorpusSummary, "evaluation": EvaluationSummary}
-    state, _ = orchestrate(make_run({"corpus": corpus, "evaluation": evaluation}, summaries=classes))
-    this_run = {"artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    run = make_run({"corpus": corpus, "evaluation": evaluation}, summaries=classes)
+    orchestrate(run)
+    assert flow_state(prefect_api, run)[1] == "COMPLETED"
+    this_run = {"artifacts": {"flow_run_id": {"any_": [run.watcher.flow_run_id]}}}
     found = httpx.post(f"{prefect_api}/artifacts/filter", json=this_run, timeout=30).json()
     shown = {a["key"]: a for a in found}
     assert "| broken utf-8 | 2 |" in shown["fake-corpus-report"]["data"]
@@ -159,8 +171,10 @@ def test_the_flow_run_has_what_the_screen_says_and_each_stage_s_warnings_as_logs
     def fails(ws: Any) -> dict:
         raise ValueError("no such thing")
 
-    state, _ = orchestrate(make_run({"corpus": warns, "train": fails}))
-    flow_run = str(state.state_details.flow_run_id)
+    run = make_run({"corpus": warns, "train": fails})
+    orchestrate(run)
+    assert flow_state(prefect_api, run)[1] == "FAILED"
+    flow_run = run.watcher.flow_run_id
     asked = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
     found = httpx.post(f"{prefect_api}/logs/filter", json=asked, timeout=30).json()
     tasks = httpx.post(f"{prefect_api}/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}).json()

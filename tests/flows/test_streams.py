@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.streams import Outgoing, reader_left
+from flows.streams import UNREAD, Outgoing, Unhurried, reader_left
 from tests.cluster.tiny_mlflow import sqlite_place
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
 LINE = """
 import sys
+import time
 from pathlib import Path
 from fakes import fake_run
 from flows import streams
@@ -91,4 +93,44 @@ def test_only_a_reader_that_left_is_passed_over() -> None:
         with pytest.raises(OSError, match="No space"):
             out.flush()
         assert not reader_left(out)
-        Outgoing(full, whatever=True).flush()
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # what is in its buffer can be closed there
+            os.dup2(nowhere.fileno(), full.fileno())
+
+
+def test_a_run_does_not_wait_for_a_reader_that_stands_still() -> None:
+    """A pipe that nobody reads: 1 MB is written at once, the newest is kept, and what was not shown is said."""
+    reading, writing = os.pipe()
+    out = Unhurried(os.dup(writing))
+    begun = time.monotonic()
+    for number in range(20_000):
+        out.write(f"line {number:06d} of a screen that is not read at all\n")
+        out.flush()
+    rest = out.close(0.2)
+    assert time.monotonic() - begun < 5
+    assert rest.endswith("line 019999 of a screen that is not read at all\n") and len(rest) < 2 * UNREAD
+    os.close(writing)
+    shown = b""
+    while data := os.read(reading, 1 << 16):  # the reader is back: the thread goes on
+        shown += data
+    lines = shown.decode().splitlines()
+    assert lines[0].startswith("line 000000") and lines[-1].startswith("line 019999")
+    said = [line for line in lines if line.startswith("…")]
+    assert sum(int(line.split()[1]) for line in said) + len(lines) - len(said) == 20_000
+    os.close(reading)
+
+
+def test_what_the_screen_did_not_take_is_in_the_log_and_the_run_ends(tmp_path: Path) -> None:
+    """`run | (sleep 600)`, with more to show than a pipe holds."""
+    chatty = LINE.replace('"train": lambda ws: {}', '"train": lambda ws: run.screen.note("x" * 300_000) or {}')
+    reading, writing = os.pipe()
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", chatty.replace('print("what', '0 and print("what'), str(tmp_path / "store")],
+        stdout=writing, stderr=subprocess.PIPE, env=ENV, text=True, timeout=120, encoding="utf-8",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begun < 60
+    log = (tmp_path / "store" / "log").read_text(encoding="utf-8")
+    assert "the screen did not take" in log and "✓ train" in log
+    os.close(writing)
+    os.close(reading)

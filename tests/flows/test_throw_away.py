@@ -14,10 +14,12 @@ from rich.console import Console
 
 from cluster.data.filters import registry as filters
 from cluster.store.artifact import Artifacts
-from flows import closing, graph, line, plan
+from flows import closing, graph, plan
+from flows.prefect_mirror import Mirror
 from flows.recipe_errors import RecipeError
 from flows.recipe_read import read_recipe
 from flows.run import Run
+from flows.walk import walk
 from model import mixers, objective
 from tests.throw_away.shouting import Shouting
 
@@ -140,10 +142,11 @@ def go(recipe: Any, until: str, api: str, monkeypatch: pytest.MonkeyPatch) -> tu
     run = Run.open(recipe, until, Console(file=screen, width=160))
     with temporary_settings({PREFECT_API_URL: api}):
         run.start()
-        state: Any = line.orchestrate(run)
+        run.watcher = Mirror(run).start()
+        ending = walk(run)
         run.close()
-    assert state.is_completed(), run.errors
+    assert ending.kind == "completed", run.errors
     closing.show(run, run.screen.console)
-    this_run = {"artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    this_run = {"artifacts": {"flow_run_id": {"any_": [run.watcher.flow_run_id]}}}
     found = httpx.post(f"{api}/artifacts/filter", json=this_run, timeout=30).json()
     return screen.getvalue(), {page["key"]: page["data"] for page in found}

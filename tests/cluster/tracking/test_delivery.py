@@ -12,6 +12,7 @@ from tiny_mlflow import curve, runs, tracker
 
 from cluster.events import EventLog, read_events
 from cluster.tracking import outbox, sender
+from cluster.tracking import tracker as tracker_module
 from cluster.tracking.place import Place, connect
 from cluster.tracking.tracker import Tracker
 
@@ -222,6 +223,17 @@ def test_a_folder_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, caplo
     assert sender.left_behind(tmp_path, tmp_path / "own") == []
     assert [r.args[0].name for r in caplog.records] == ["broken"]
     assert sender.claim(tmp_path / "broken") is not None  # not held any longer
+
+
+def test_an_mlflow_that_only_fails_is_given_up_before_the_time(place, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracker_module, "GIVE_UP_SECONDS", 1.0)
+    track = Tracker(Place("http://127.0.0.1:9", None, place.state), "line", system_seconds=None)
+    track.start_line("demo")
+    begun = time.monotonic()
+    assert not track.finish(timeout=60)
+    assert time.monotonic() - begun < 10 and track.problem
+    track._lock.close()
 
 
 def test_what_mlflow_has_not_got_is_said(place, tmp_path, monkeypatch):

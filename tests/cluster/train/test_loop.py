@@ -43,6 +43,33 @@ def test_the_rate_of_a_training_is_the_median_step_s_without_the_first_fifth(
     assert (summary["tokens_per_second"], summary["mfu"]) == (9.0, 0.009)
 
 
+@pytest.mark.parametrize("done", [12, 6])
+def test_a_resume_has_the_figures_of_the_whole_curve(tmp_path: Path, done: int) -> None:
+    """Also one that has no step left to do: the run before was killed between its last checkpoint and its artifact."""
+    tokens, before = make_tokens(tmp_path / "tokens"), Alone(tmp_path / "checkpoint")
+    before.folder.mkdir()
+
+    def given(steps: int) -> Pretraining:
+        config = PretrainConfig(model=SHAPE, train=replace(TRAIN, steps=steps, schedule="constant"))
+        return Pretraining(config, folder_of(tokens), folder_of(tokens))
+
+    undisturbed = pretrain_worker(Alone(tmp_path), given(12))
+    pretrain_worker(before, given(done))
+
+    class Resumed(Alone):
+        def resume(self) -> Any:
+            self.events = list(before.events)
+            return done, before.folder
+
+    resumed = Resumed(tmp_path)
+    summary = pretrain_worker(resumed, given(12))
+    assert isinstance(summary, dict) and isinstance(undisturbed, dict)
+    assert summary["loss"] == undisturbed["loss"] == resumed.losses[-1]
+    rates = sorted(e["values"]["tokens_per_second"] for e in resumed.events[2:])
+    assert summary["tokens_per_second"] == rates[5] > 0 and summary["mfu"] is not None
+    assert summary["resumed_from"] == done
+
+
 @pytest.mark.parametrize(("name", "ahead"), [("next_token", 1), ("masked_diffusion", 0)])
 def test_targets_are_as_far_ahead_as_the_objective_reads_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, ahead: int
