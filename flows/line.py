@@ -9,6 +9,7 @@ so that signals reach them.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from prefect import Flow, Task, flow
@@ -16,6 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.errors import Stopped
+from cluster.masking import masked
+from cluster.outside import plain
 from flows import prefect_logs, prefect_page
 from flows.faults import is_infrastructure_fault
 from flows.run import Run
@@ -83,12 +86,22 @@ def walk(run: Run) -> State:
                 if isinstance(error, BaseException):
                     run.errors.setdefault(step.name, error)
                 logs.error(f"{step.name}: {error}")
-                return Failed(message=f"{step.name}: {error}")
+                return Failed(message=plain(f"{step.name}: {error}"))
         for outcome in run.outcomes.values():
             for line in outcome.summary.closing():
                 logs.say(line)
         prefect_page.closing(run)
     return Completed(message=f"{len(run.steps)} stages, {sum(o.cached for o in run.outcomes.values())} cached")
+
+
+class Told(Exception):
+    """A stage's exception in words that Prefect's database may keep."""
+
+
+def as_told(error: Exception) -> Exception:
+    """The exception itself, or what may be said of it: Prefect keeps its words, and those of what it came from."""
+    text = "".join(traceback.format_exception(error))
+    return error if masked(text) == text else Told(masked(f"{type(error).__name__}: {error}"))
 
 
 def stage_task(run: Run, name: str, logs: prefect_logs.RunLogs) -> Task:
@@ -100,7 +113,12 @@ def stage_task(run: Run, name: str, logs: prefect_logs.RunLogs) -> Task:
             with logs.entered():
                 outcome = run.execute(name)
         except Stopped as stopped:
-            return Cancelled(name="Stopped", message=str(stopped))
+            return Cancelled(name="Stopped", message=plain(str(stopped)))
+        except Exception as error:
+            told = as_told(error)
+            if told is error:
+                raise  # with all that it came from
+            raise told from None
         finally:
             shown.close()
         prefect_page.report(run, name)
@@ -108,7 +126,7 @@ def stage_task(run: Run, name: str, logs: prefect_logs.RunLogs) -> Task:
         return Completed(name="Cached", message=words) if outcome.cached else Completed(message=words)
 
     def worth_a_retry(_task: Any, _task_run: Any, state: State) -> bool:
-        error = None if run.stop() else state.result(raise_on_failure=False)
+        error = None if run.stop() else run.errors.get(name) or state.result(raise_on_failure=False)
         return isinstance(error, BaseException) and is_infrastructure_fault(error)
 
     return Task(

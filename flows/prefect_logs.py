@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cluster.outside import plain
+
 if TYPE_CHECKING:
     from flows.run import Run
 
@@ -40,15 +42,15 @@ class RunLogs(logging.Handler):
     def say(self, text: str) -> None:
         """A line of the screen."""
         if self._entered:
-            self._entered[-1].info(text)
+            self._entered[-1].info("%s", plain(text))
 
     def error(self, text: str) -> None:
         if self._entered:
-            self._entered[-1].error(text)
+            self._entered[-1].error("%s", plain(text))
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._entered and record.name.partition(".")[0] not in CARRIERS:
-            self._entered[-1].log(record.levelno, self.format(record))
+            self._entered[-1].log(record.levelno, "%s", plain(self.format(record)))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,10 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from cluster.outside import plain
 
 LEFT = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal has gone
 
@@ -22,10 +25,11 @@ class Outgoing:
     Args:
         stream: the stream, with a file descriptor of its own.
         whatever: any fault of it (a full disk) is taken so: what is shown is not what the command is for.
+        shown: text -> how it is written.
     """
 
-    def __init__(self, stream: Any, whatever: bool = False):
-        self._stream, self._whatever = stream, whatever
+    def __init__(self, stream: Any, whatever: bool = False, shown: Callable[[str], str] = str):
+        self._stream, self._whatever, self._shown = stream, whatever, shown
         self.left = False
 
     def __getattr__(self, name: str) -> Any:
@@ -33,7 +37,7 @@ class Outgoing:
 
     def write(self, text: str) -> int:
         with self._guarded():
-            return self._stream.write(text)
+            self._stream.write(self._shown(text))
         return len(text)
 
     def flush(self) -> None:
@@ -69,4 +73,5 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             made = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, made)
-    sys.stdout, sys.stderr = Outgoing(sys.stdout), Outgoing(sys.stderr)
+    # On stderr is what Python and typer say of a wrong word, or of a bug: with what the person typed in it.
+    sys.stdout, sys.stderr = Outgoing(sys.stdout), Outgoing(sys.stderr, shown=plain)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster.cache import cache_root
 from cluster.errors import Missing
+from cluster.masking import taken_out
 from cluster.registry.versions import Registry, like
 from cluster.tracking.place import Place, import_quietly
 
@@ -65,7 +66,7 @@ def _registered(uri: str, place: Place | None) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
             uri = f"{source.rstrip('/')}/{INSIDE}"
-            got = Path(download_artifacts(artifact_uri=uri, dst_path=fresh, tracking_uri=registry.place.uri))
+            got = Path(download_artifacts(artifact_uri=uri, dst_path=fresh, tracking_uri=taken_out(registry.place.uri)))
             _checked(got, version.uri)
             try:
                 got.rename(target)

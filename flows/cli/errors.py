@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import textwrap
 import traceback
@@ -16,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from cluster.errors import UserError
+from cluster.masking import masked
+from flows import terminal
 
 
 def paragraph(error: BaseException) -> str:
@@ -29,7 +29,7 @@ def paragraph(error: BaseException) -> str:
         text = f"{kind}."
     elif not isinstance(error, UserError):
         text = f"{kind}: {text}"
-    text = text.strip()
+    text = masked(text.strip())  # before it is cut: half an address isn't known as one
     return text if len(text) <= 4000 else text[:4000] + " …"
 
 
@@ -61,9 +61,9 @@ def report_it(log: Path | None) -> str:
 
 def say(text: str) -> None:
     """An error's text on stderr, wrapped where it is one paragraph."""
-    width = max(40, min(Console(stderr=True).width, 110))
+    width = max(40, min(terminal.Terminal(stderr=True).width, 110))
     shown = text if "\n" in text else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    typer.echo(shown, err=True)
+    terminal.say(shown)
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def shown() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[Console]:
+def quietly() -> Iterator[terminal.Terminal]:
     """For the short commands: libraries' chatter goes to a file that is kept only if something goes wrong."""
     from flows.quiet import quiet
 
@@ -98,7 +98,7 @@ def quietly() -> Iterator[Console]:
         raise
     except KeyboardInterrupt:
         path.unlink(missing_ok=True)
-        sys.stderr.write("\n")
+        terminal.say("")
         raise typer.Exit(130) from None
     except UserError as error:
         path.unlink(missing_ok=True)
