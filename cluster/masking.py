@@ -31,7 +31,8 @@ NAMES = re.compile(
     re.IGNORECASE,
 )
 SHORTEST = 6  # of a secret that is looked for by itself: a shorter one, or a plain word, is in too many texts
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+# With one slash it is what pathlib has made of an address (models:/NAME@ALIAS is none).
+_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
 _PARAMETER = (
     r"(?:[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|signature|credential|token(?![a-z])|api[_-]?key"
     r"|access[_-]?key(?:[_-]?id)?|authorization)[\w.-]*|sig|key|auth)"
@@ -48,7 +49,9 @@ _PATTERNS = (
     (re.compile(rf'(?<![\w/@.:-])[^\s:/@\'"=,()\[\]]+:[^\s/@\'"]+@(?={_HOST})'), f"{MASK}@"),
     (re.compile(rf'(?i)([?&#;]{_PARAMETER}=)[^\s&#"\'<>;]+'), rf"\1{MASK}"),
     (
-        re.compile(rf'(?i)({_ASSIGNED}["\']?(?:\s*=\s*|(?<=["\'])\s*:\s*))(?:"[^"]*"|\'[^\']*\'|[^\s,;&)}}\]"\']+)'),
+        re.compile(
+            rf'(?i)({_ASSIGNED}["\']?(?:\s*=\s*|(?<=["\'])\s*:\s*))(?:"[^"\n]*"?|\'[^\'\n]*\'?|[^\s,;&)}}\]"\']+)'
+        ),
         rf"\1{MASK}",
     ),
     (re.compile(r'(?i)(authorization["\']?\s*[:=]\s*["\']?)(?:\w[\w-]*\s+)?[^\s"\',]+'), rf"\1{MASK}"),

@@ -21,9 +21,9 @@ _INVISIBLE = re.compile(
     "\U000e0000-\U000e007f]"
 )
 # What begins emphasis, code, a link, HTML, a table's cell, a strike or a heading; at a line's start also a list; and
-# what pages make links of by themselves. CommonMark 0.31, and GitHub's tables and links.
-_MARKUP = re.compile(r"[\\`*_\[\]|~#<>&]|(?<=:)/(?=/)|(?<=\bwww)\.|(?<=\d)[.)](?=\s|$)|^[-+=]", re.IGNORECASE)
-_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+# what pages make links of by themselves: CommonMark 0.31 and GitHub's, as marked and showdown read them.
+_MARKUP = re.compile(r"[\\`*_\[\]|~#<>&@]|:(?=//)|(?<=www)\.|(?<=\d)[.)](?=\s|$)|^[-+=]", re.IGNORECASE)
+_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 
 
 def visible(text: str) -> str:
@@ -43,5 +43,4 @@ def in_markdown(text: object) -> str:
 
 
 def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return found[0].encode("unicode_escape").decode()

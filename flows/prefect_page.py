@@ -3,8 +3,9 @@
 Each stage's report, curve and metrics, the progress of the stage at work, the way to the MLflow run: one key for each,
 so that the UI keeps its history.
 
-What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: what
-can't be sent is a warning in the log.
+What a stage shows is its summary's to say (cluster/report.py has the blocks). Prefect renders descriptions and tables'
+cells as Markdown too, so all of it is escaped. None of it is needed by the line: what can't be sent is a warning in the
+log.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.outside import in_markdown, plain
+from cluster.outside import in_markdown
 from cluster.quantities import duration, size
 from cluster.report import Block, Curve, Numbers, Table, Text
 from cluster.tracking.figures import svg_data_url
@@ -93,7 +94,7 @@ def report(run: Run, step: str) -> None:
             shown = in_markdown(f"{step}: {block.title} by {block.x_label}")
             create_image_artifact(url, key_of(run, step, "curve"), shown)
         elif isinstance(block, Numbers):
-            rows = [{"metric": plain(k), "value": round(v, 5)} for k, v in sorted(block.values.items())]
+            rows = [{"metric": in_markdown(k), "value": round(v, 5)} for k, v in sorted(block.values.items())]
             create_table_artifact(rows, key_of(run, step, "metrics"), words)
 
 
@@ -116,12 +117,12 @@ def closing(run: Run) -> None:
         )
     rows = [
         {
-            "stage": name,
+            "stage": in_markdown(name),
             "state": "cached" if outcome.cached else "made",
             "time": "" if outcome.cached else duration(outcome.seconds),
             "size": size(outcome.artifact.manifest.size),
-            "artifact": outcome.artifact.manifest.key,
-            "result": plain(outcome.summary.words()),
+            "artifact": in_markdown(outcome.artifact.manifest.key),
+            "result": in_markdown(outcome.summary.words()),
         }
         for name, outcome in run.outcomes.items()
     ]

@@ -57,6 +57,9 @@ class Place:
     artifact_root: str | None
     state: Path  # what has not been delivered yet is kept here
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", put_away(self.uri))
+
     @property
     def is_server(self) -> bool:
         return self.uri.startswith(("http://", "https://"))
@@ -102,7 +105,7 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
         state = cache_root() / "tracking" / hashlib.sha256(store.encode()).hexdigest()[:16]
     else:
         state = folder / "work" / "tracking"
-    return Place(put_away(given), artifacts, state)
+    return Place(given, artifacts, state)
 
 
 def database_uri(path: Path) -> str:

@@ -54,7 +54,7 @@ def chat(
             if text.startswith("//"):
                 text = text[1:]
             elif text.startswith("/"):
-                out.write(f"{HELP}\n")
+                out.write(plain(f"{HELP}\n"))
                 continue
             if not text:
                 continue
