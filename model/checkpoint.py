@@ -9,7 +9,7 @@ import torch
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.errors import UserError
-from model.files import read_json
+from model.files import named, read_json
 from model.tensors import load_tensors, save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -25,7 +25,10 @@ def save_model(model: Decoder, folder: Path | str) -> None:
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    return ModelConfig.from_dict(read_json(Path(folder) / CONFIG))
+    """A model's config. Raises UserError, with the file's name, for what is none."""
+    path = Path(folder) / CONFIG
+    with named(path):
+        return ModelConfig.from_dict(read_json(path))
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint import CONFIG
+from model.checkpoint import CONFIG, load_config
 from model.config import ModelConfig
 from model.count import meta_model
 from model.errors import UserError
+from model.files import named
 from model.interop.family import Family, choose_family, read_config
 from model.interop.folder import Weights, write_weights
 from model.interop.weights import Pair
@@ -52,9 +53,10 @@ def import_model(source: Path, target: Path) -> Converted:
     with Weights(source) as weights:
         if config.n_layers > (there := len(weights.names())):  # before the names of all of them are made
             raise UserError(f"{source / CONFIG} says {config.n_layers} layers, but the weights have {there} tensors.")
-        pairs = list(family.weights(config))
-        names = their_names(family, pairs, weights.names())
-        check(family, config, pairs, weights, names)
+        with named(source / CONFIG):
+            pairs = list(family.weights(config))
+            names = their_names(family, pairs, weights.names())
+            check(family, config, pairs, weights, names)
         target.mkdir(parents=True, exist_ok=True)
         tensors = ((p.ours, p.layout.join([weights[names[n]] for n in p.theirs])) for p in pairs)
         about = {"format": "pt", ARCHITECTURE: family.architecture}
@@ -84,9 +86,10 @@ def export_model(
     Raises:
         Unsupported: no family, or not this one, can hold the model; says which fields don't fit.
     """
-    config = ModelConfig.from_dict(json.loads((source / CONFIG).read_text(encoding="utf-8")))
+    config = load_config(source)
     with Weights(source) as weights:
-        family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
+        with named(source / CONFIG):
+            family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
         pairs = list(family.weights(config))
         expected = set(meta_model(config).state_dict())
         if expected != {p.ours for p in pairs} or expected != set(weights.names()):

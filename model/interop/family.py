@@ -12,8 +12,8 @@ from typing import Any
 
 from model import mup
 from model.config import ModelConfig
-from model.errors import Missing, UserError
-from model.files import given, read_json
+from model.errors import Missing
+from model.files import given, named, read_json
 from model.interop.keys import Declaration, Ours, Theirs, Unsupported, value
 from model.interop.rope import ntk_theta
 from model.interop.weights import Pair
@@ -180,18 +180,14 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
         raise Missing(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
     theirs = read_json(path)
     listed = theirs.get("architectures") or []
-    named = [*(listed if isinstance(listed, list) else [listed]), theirs.get("model_type")]
+    names = [*(listed if isinstance(listed, list) else [listed]), theirs.get("model_type")]
     if "d_model" in theirs and "ff_pattern" in theirs:
         raise Missing(f"{folder} is a tokenmill model already: use it as it is.")
-    if not named[0] or not isinstance(named[0], str):
+    if not names[0] or not isinstance(names[0], str):
         raise Missing(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
-    family = family_named(named[0])
-    try:
+    with named(path):
+        family = family_named(names[0])
         return family, family.read(theirs), theirs
-    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise Unsupported(f"{path} has a value of another kind than {family.architecture} has: {error}.") from error
 
 
 def choose_family(config: ModelConfig, wanted: str | None = None) -> Family:
