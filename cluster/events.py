@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.masking import masked_all
+
 
 class EventLog:
     """Appends events to a file. Threads may share one log; each event is one write.
@@ -43,7 +45,7 @@ class EventLog:
     def append(self, event: Mapping[str, Any], time_ms: int | None = None) -> None:
         """Add one event; `t`, Unix time in milliseconds, is put in front unless the event has it."""
         stamped = {"t": time_ms if time_ms is not None else time.time_ns() // 1_000_000, **event}
-        line = json.dumps(plain_json(stamped), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(masked_all(plain_json(stamped)), ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import PydanticUndefined
 
 from cluster.errors import UserError
+from cluster.masking import without_secrets
 
 _ABSENT = object()
 
@@ -127,7 +128,7 @@ def _single(annotation: Any) -> bool:
 
 def _encode(value: Any, name: str) -> Any:
     if value is None or (isinstance(value, (bool, str)) and not isinstance(value, enum.Enum)):
-        return value
+        return without_secrets(value) if isinstance(value, str) else value
     if isinstance(value, enum.Enum):
         return _encode(value.value, name)
     if isinstance(value, int):

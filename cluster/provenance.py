@@ -10,6 +10,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from cluster.masking import login_of
+
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 ROOMS = ("flows", "cluster", "model")
 PACKAGES = (
@@ -43,9 +45,8 @@ def repository() -> str:
     if (ROOT / ".git").exists():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-            return subprocess.run(
-                asked, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8"
-            ).stdout.strip()
+            answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8")
+            return login_of(answer.stdout.strip())[0]  # a clone's URL may hold a token
     with contextlib.suppress(metadata.PackageNotFoundError):
         urls = dict(u.split(", ", 1) for u in metadata.metadata("tokenmill").get_all("Project-URL") or [])
         return next((urls[n] for n in ("Issues", "Repository", "Homepage") if n in urls), "")

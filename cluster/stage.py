@@ -27,6 +27,7 @@ from cluster.cost import Cost, Machine
 from cluster.errors import Stopped
 from cluster.events import EventLog, plain_json
 from cluster.identity import canonical_json, differences, how, identity
+from cluster.masking import masked_all
 from cluster.provenance import code_version, package_versions
 from cluster.report import Block
 from cluster.session import Session
@@ -332,7 +333,7 @@ def _make(
         if not isinstance(summary, stage.summary):
             wanted = stage.summary.__name__
             raise TypeError(f"Stage {stage.name!r} returned a {type(summary).__name__}: its summary is a {wanted}.")
-        values = plain_json(summary.values())
+        values = masked_all(plain_json(summary.values()))
         manifest = Manifest(
             kind=stage.kind,
             stage=stage.name,
@@ -371,7 +372,7 @@ def _input(step: Step, artifacts: Artifacts, surroundings: Surroundings) -> Arti
 
 def _config_json(config: Any) -> dict[str, Any]:
     if isinstance(config, BaseModel):
-        return config.model_dump(mode="json")
+        return masked_all(config.model_dump(mode="json"))
     from pydantic import TypeAdapter
 
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return masked_all(TypeAdapter(type(config)).dump_python(config, mode="json"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from cluster.evaluate.summary import at_most
 from cluster.quantities import duration, size
 from flows.commands import next_commands
+from flows.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.evaluate.summary import EvaluationSummary
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 SAMPLES = 5
 
 
-def show(run: Run, console: Console) -> None:
+def show(run: Run, console: Terminal) -> None:
     """The closing tables of a run that went through."""
     console.print()
     put(stages_table(run), console)
@@ -47,7 +46,7 @@ def plain_table(title: str) -> Table:
     return Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
-def put(table: Table, console: Console) -> None:
+def put(table: Table, console: Terminal) -> None:
     """The table under its title, which may be wider than it; nothing for an empty one."""
     if table.row_count:
         title, table.title = table.title, None
@@ -63,7 +62,7 @@ def stages_table(run: Run) -> Table:
     for name, outcome in run.outcomes.items():
         shown = "cached" if outcome.cached else duration(outcome.seconds)
         style = "dim" if outcome.cached else ""
-        table.add_row(name, shown, size(outcome.artifact.manifest.size), escape(outcome.summary.words()), style=style)
+        table.add_row(name, shown, size(outcome.artifact.manifest.size), outcome.summary.words(), style=style)
     return table
 
 
@@ -120,7 +119,7 @@ def samples_table(run: Run) -> Table:
     return table
 
 
-def where(run: Run, console: Console) -> None:
+def where(run: Run, console: Terminal) -> None:
     """Where to look further."""
     place = run.tracker.place
     tracked = run.runs.get("line")

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.masking import without_secrets
+
 if TYPE_CHECKING:
     from cluster.tracking.place import Place
     from flows.run import Run
@@ -66,7 +68,7 @@ def again(run: Run, until: bool = True, more: list[str] | None = None) -> str:
 
 def tokenmill(*words: str, place: Place | None = None) -> str:
     """A command line of this program; it asks the MLflow at `place`, wherever it is typed."""
-    known = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    known = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"))
     where = f"MLFLOW_TRACKING_URI={shlex.quote(place.uri)} " if place is not None and known != place.uri else ""
     return where + f"{program()} {' '.join(shlex.quote(w) for w in words)}"
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from cluster.cost import SAMPLING, STARTING, UTILISATION, Cost, Machine, Work
 from cluster.quantities import count, duration, size
 from flows.closing import plain_table, put
+from flows.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.stage import Step
@@ -79,7 +78,7 @@ def holds(step: Step, manifest: Manifest, artifacts: Artifacts) -> bool:
     return check is None or check(Artifact(artifacts.store.url, manifest), step.config)
 
 
-def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: Console) -> None:
+def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: Terminal) -> None:
     planned = look(steps, artifacts)
     to_run = [p.name for p in planned if not p.cached]
     costs = _costs(recipe, [s for s in steps if s.name in to_run], console) if to_run else {}
@@ -97,15 +96,15 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: C
         about = "" if seconds is None else f"~{duration(seconds)}"
         more = len(step.reasons) - MAX_REASONS
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
-        table.add_row(step.name, "runs", about, escape(step.gist), escape(why))
+        table.add_row(step.name, "runs", about, step.gist, why)
     put(table, console)
     for line in other_machines(recipe, planned):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""
-        console.print(f"About {duration(total)} of work{beside}, and up to 20 s to start.", highlight=False)
+        console.print(f"About {duration(total)} of work{beside}, and up to 20 s to start.")
     else:
-        console.print("Nothing would run.", highlight=False)
+        console.print("Nothing would run.")
 
 
 def other_machines(recipe: Recipe, planned: Sequence[Planned]) -> list[str]:
@@ -124,7 +123,7 @@ def other_machines(recipe: Recipe, planned: Sequence[Planned]) -> list[str]:
     ]
 
 
-def _costs(recipe: Recipe, steps: Sequence[Step], console: Console) -> dict[str, Cost]:
+def _costs(recipe: Recipe, steps: Sequence[Step], console: Terminal) -> dict[str, Cost]:
     """What the steps would cost that can tell it, shown as a table."""
     machine = _machine(recipe, console)
     costs = [step.stage.cost(step, machine) for step in steps if step.stage.cost]
@@ -140,7 +139,7 @@ def _costs(recipe: Recipe, steps: Sequence[Step], console: Console) -> dict[str,
     return {cost.name: cost for cost in costs}
 
 
-def _machine(recipe: Recipe, console: Console) -> Machine:
+def _machine(recipe: Recipe, console: Terminal) -> Machine:
     """This machine, measured; shown with the recipe's model."""
     import torch
 

@@ -26,6 +26,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import Stopped
+from cluster.masking import masked
+from cluster.outside import plain
 from flows import prefect_logs, prefect_page
 from flows.prefect_server import configured_api
 from flows.watch import Ending, Watcher
@@ -98,7 +100,7 @@ class Mirror(Watcher):
             try:
                 self._finished = work()
             except BaseException as error:
-                self._problem = f"{type(error).__name__}: {error}"
+                self._problem = plain(f"{type(error).__name__}: {error}")
                 _log.warning("the run is not shown to Prefect any more", exc_info=True)
 
         _import()
@@ -137,7 +139,7 @@ class Mirror(Watcher):
         """A line for the log of the stage at work, or of `step` ("": of the flow)."""
         with self._changed:
             self._dropped += len(self._lines) == LINES
-            self._lines.append((self._at if step is None else step, level, text))
+            self._lines.append((self._at if step is None else step, level, plain(text)))
 
     def close(self) -> None:
         """Give Prefect a moment for the rest; called once, after `over` or in place of it."""
@@ -174,7 +176,7 @@ class Mirror(Watcher):
         if not parts:
             return ""
         embedded = self.run.server is not None
-        where = "Prefect's embedded API" if embedded else f"Prefect at {configured_api()}"
+        where = "Prefect's embedded API" if embedded else f"Prefect at {masked(configured_api() or '')}"
         why = self._problem or ("it does not answer" if not self._finished else "")
         if self._server_ended():
             why = "its process has ended"
@@ -218,11 +220,11 @@ class Mirror(Watcher):
 
     def _say_away(self, error: Exception) -> None:
         if not self._problem:
-            where = configured_api() or "its embedded API"
+            where = masked(configured_api() or "") or "its embedded API"
             self.run.screen.note(
                 f"Prefect does not answer at {where}: the run goes on, and is shown there once it does"
             )
-        self._problem = f"{type(error).__name__}: {error}"
+        self._problem = plain(f"{type(error).__name__}: {error}")
 
     def _tasks(self) -> State:
         """The flow's body: a task for each step that is begun, until the line is over."""
@@ -304,9 +306,9 @@ class Mirror(Watcher):
         whole = error is None
         self._page(f"the progress of {step}", shown.close, whole)
         if isinstance(error, Stopped):
-            return Cancelled(name="Stopped", message=str(error))
+            return Cancelled(name="Stopped", message=plain(str(error)))
         if error is not None:
-            raise AttemptFailed(f"{type(error).__name__}: {error}")
+            raise AttemptFailed(plain(f"{type(error).__name__}: {error}"))
         self._page(f"the report of {step}", prefect_page.report, self.run, step)
         outcome = self.run.outcomes[step]
         words = outcome.artifact.manifest.key
@@ -324,16 +326,17 @@ class Mirror(Watcher):
                 if not self._lines or self._lines[0][0] not in self._loggers:
                     return
                 step, level, text = self._lines.popleft()
-            self._loggers[step].log(level, text)
+            self._loggers[step].log(level, "%s", text)
 
 
 def state_of(ending: Ending) -> State:
     """The flow run's last state."""
     from prefect.states import Cancelled, Completed, Failed
 
+    message = plain(ending.message)
     if ending.kind == "stopped":
-        return Cancelled(name="Stopped", message=ending.message)
-    return (Completed if ending.kind == "completed" else Failed)(message=ending.message)
+        return Cancelled(name="Stopped", message=message)
+    return (Completed if ending.kind == "completed" else Failed)(message=message)
 
 
 def _import() -> None:

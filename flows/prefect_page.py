@@ -3,8 +3,9 @@
 Each stage's report, curve and metrics, the progress of the stage at work, the way to the MLflow run: one key for each,
 so that the UI keeps its history.
 
-What a stage shows is its summary's to say (cluster/report.py has the blocks). None of it is needed by the line: it is
-sent from the mirror's thread, and what can't be sent is a warning in the log.
+What a stage shows is its summary's to say (cluster/report.py has the blocks). Prefect renders descriptions and tables'
+cells as Markdown too, so all of it is escaped. None of it is needed by the line: it is sent from the mirror's thread,
+and what can't be sent is a warning in the log.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cluster.outside import in_markdown
 from cluster.quantities import duration, size
 from cluster.report import Block, Curve, Numbers, Table, Text
 from cluster.tracking.figures import svg_data_url
@@ -61,9 +63,9 @@ class progress:
             return
         percent = min(100.0 * done / total, 100.0)
         if self.id is None:
-            self.id = create_progress_artifact(percent, key_of(self.run, self.step, "progress"), text)
+            self.id = create_progress_artifact(percent, key_of(self.run, self.step, "progress"), in_markdown(text))
         else:
-            update_progress_artifact(self.id, percent, text)
+            update_progress_artifact(self.id, percent, in_markdown(text))
 
     @never_raises
     def close(self, whole: bool) -> None:
@@ -80,16 +82,17 @@ def report(run: Run, step: str) -> None:
     from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
     outcome = run.outcomes[step]
-    blocks, words = outcome.summary.report(outcome.artifact), outcome.summary.words()
+    blocks, words = outcome.summary.report(outcome.artifact), in_markdown(outcome.summary.words())
     page = [block for block in blocks if not isinstance(block, Numbers)]
     if page:
         create_markdown_artifact(markdown(step, page), key_of(run, step, "report"), words)
     for block in blocks:
         if isinstance(block, Curve):
             url = svg_data_url(spec_of(step, block))
-            create_image_artifact(url, key_of(run, step, "curve"), f"{step}: {block.title} by {block.x_label}")
+            shown = in_markdown(f"{step}: {block.title} by {block.x_label}")
+            create_image_artifact(url, key_of(run, step, "curve"), shown)
         elif isinstance(block, Numbers):
-            rows = [{"metric": k, "value": round(v, 5)} for k, v in sorted(block.values.items())]
+            rows = [{"metric": in_markdown(k), "value": round(v, 5)} for k, v in sorted(block.values.items())]
             create_table_artifact(rows, key_of(run, step, "metrics"), words)
 
 
@@ -106,17 +109,18 @@ def closing(run: Run) -> None:
         create_link_artifact(url, "the run in MLflow", key)
     elif run_id:
         create_markdown_artifact(
-            f"MLflow run `{run_id}` in `{run.tracker.place.uri}`\n\nSee it: `{run.tracker.place.command}`",
+            f"MLflow run {in_markdown(run_id)} in {in_markdown(run.tracker.place.uri)}\n\n"
+            f"See it: {in_markdown(run.tracker.place.command)}",
             key,
         )
     rows = [
         {
-            "stage": name,
+            "stage": in_markdown(name),
             "state": "cached" if outcome.cached else "made",
             "time": "" if outcome.cached else duration(outcome.seconds),
             "size": size(outcome.artifact.manifest.size),
-            "artifact": outcome.artifact.manifest.key,
-            "result": outcome.summary.words(),
+            "artifact": in_markdown(outcome.artifact.manifest.key),
+            "result": in_markdown(outcome.summary.words()),
         }
         for name, outcome in run.outcomes.items()
     ]
@@ -127,22 +131,22 @@ def closing(run: Run) -> None:
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """A page of text, tables and curves in characters."""
-    parts = [f"# {title}"]
+    """A page of text, tables and curves in characters. What is shown is text: nothing in it is Markdown or HTML."""
+    parts = [f"# {in_markdown(title)}"]
     for block in blocks:
         if isinstance(block, Text):
-            parts.append(block.body)
+            parts += [in_markdown(line) for line in block.body.split("\n") if line.strip()]
         elif isinstance(block, Table):
-            parts += [f"## {block.title}", markdown_table(block.columns, block.rows)]
+            parts += [f"## {in_markdown(block.title)}", markdown_table(block.columns, block.rows)]
         elif isinstance(block, Curve):
             rows = [[f"{x:g}", f"{y:.4f}"] for x, y in thin(block.points, 10)]
-            parts += [f"## {block.title}", f"```\n{text_plot(block.points)}\n```"]
+            parts += [f"## {in_markdown(block.title)}", f"```\n{text_plot(block.points)}\n```"]
             parts.append(markdown_table([block.x_label, block.y_label], rows))
     return "\n\n".join(parts)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in [columns, *rows]]
+    cells = [[in_markdown(c) for c in row] for row in [columns, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 

@@ -7,6 +7,7 @@ console writes to a copy of the screen's descriptor.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from cluster.masking import guard_logs
+from cluster.outside import plain
 from cluster.store_url import local_folder
 from flows.streams import Outgoing, Unhurried
+from flows.terminal import Terminal
 
 # Read when the library is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -41,7 +43,7 @@ def log_path(store: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
+def quiet(path: Path, lasting: bool = False) -> Iterator[Terminal]:
     """Everything that is written to stdout and stderr goes to `path`; the yielded console is the screen.
 
     With `lasting` the work goes on whatever becomes of the screen, and never waits for its reader; what is not taken by
@@ -57,7 +59,7 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
     width = None if _is_terminal(0) and _is_terminal(1) else _width() or PLAIN_WIDTH
     saved = os.dup(1), os.dup(2)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    text = os.fdopen(os.dup(log), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    text = LogFile(os.fdopen(os.dup(log), "wb"))
     own = _fileno(old_stdout) == 1
     screen: Any = old_stdout
     unhurried = Unhurried(os.dup(saved[0])) if own and lasting else None
@@ -67,7 +69,8 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = sys.stderr = text
-        yield Console(file=screen, width=width, highlight=False)
+        guard_logs()
+        yield Terminal(file=screen, width=width)
     finally:
         with contextlib.suppress(ValueError, OSError):
             screen.flush()
@@ -81,6 +84,17 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
         if own and not unhurried:
             screen.close()
         # `text` stays open: logging handlers made meanwhile may still hold it
+
+
+class LogFile(io.TextIOWrapper):
+    """The log file as this process's stdout and stderr: a person reads it on a terminal, and sends it to others."""
+
+    def __init__(self, file: Any):
+        super().__init__(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        super().write(plain(text))
+        return len(text)
 
 
 def _is_terminal(fd: int) -> bool:

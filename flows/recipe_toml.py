@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import nearest
+from cluster.masking import masked, put_away_all
 from flows.recipe_errors import Loc, RecipeError, kind_of
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -97,7 +98,7 @@ def read_layers(name: str, overrides: Sequence[str] = ()) -> Layers:
     _read_file(find_recipe(name), layers, chain=[])
     for text in overrides:
         _set(layers, text)
-        layers.overrides.append(text)
+        layers.overrides.append(masked(text))
     return layers
 
 
@@ -115,7 +116,7 @@ def _read_file(path: Path, layers: Layers, chain: list[Path]) -> None:
         raise RecipeError(shown, f"extends itself in a circle: {circle}. Remove one of these `extends`.")
     text = _read_text(path, shown)
     try:
-        values = tomllib.loads(text)
+        values = put_away_all(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(shown, _syntax(str(error), text)) from None
     base = values.pop("extends", None)
@@ -210,9 +211,9 @@ def parse_value(text: str) -> Any:
 
 
 def _set(layers: Layers, text: str) -> None:
-    shown = f"--set {text}"
+    shown = f"--set {masked(text)}"
     key, equals, raw = text.partition("=")
-    parts = [p.strip() for p in key.split(".")]
+    parts = parts_named = [p.strip() for p in key.split(".")]
     if not equals or not all(parts):
         raise RecipeError(shown, "write --set KEY=VALUE with a dotted key, such as --set train.lr=3e-4.")
     raw = raw.strip()
@@ -231,12 +232,12 @@ def _set(layers: Layers, text: str) -> None:
             inner = here[step] = {}
             layers.origins[loc] = Origin(shown, order=len(layers.files))
         here = inner
-    value = parse_value(raw)
+    value = put_away_all(parse_value(raw), parts_named[-1])
     for old in [o for o in layers.origins if o[: len(loc)] == loc]:
         del layers.origins[old]
     here[step] = value
     for inner in _locs(loc, value):
-        layers.origins[inner] = Origin(shown, None, raw if inner == loc else None, len(layers.files))
+        layers.origins[inner] = Origin(shown, None, masked(raw) if inner == loc else None, len(layers.files))
 
 
 def _entry(entries: Any, parts: list[str], shown: str, table: str) -> tuple[Any, int]:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from cluster.masking import masked
 from flows.prefect_server import EmbeddedServer, configured_api
 from flows.show import Screen, screen
 from flows.stop import StopFlag
+from flows.terminal import Terminal
 from flows.watch import Watcher
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Run:
         cls,
         recipe: Recipe,
         until: str | None = None,
-        console: Console | None = None,
+        console: Terminal | None = None,
         log: Path | None = None,
     ) -> Run:
         """Looks what the store has of a recipe. Starts nothing.
@@ -103,7 +103,7 @@ class Run:
                 tracking.system_seconds if tracking.system_metrics and not all(found.values()) else None,
             ),
             stop=stop,
-            screen=screen(console or Console(), stop),
+            screen=screen(console or Terminal(), stop),
             source=recipe.source,
             until=until,
             recipe=recipe,
@@ -268,10 +268,10 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> dict[str, Artifact | No
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe's files as they are, bases first, and the overrides: what a person needs to run it again."""
+    """The recipe's files, bases first, and the overrides: what a person needs to run it again. Without secrets."""
     layers = recipe._layers
     if layers is None:
         return ""
     parts = [f"# --- {path.name}\n{path.read_text(encoding='utf-8-sig').strip()}\n" for path in layers.files]
     parts += [f"# --set {text}\n" for text in layers.overrides]
-    return "\n".join(parts)
+    return masked("\n".join(parts))

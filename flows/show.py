@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -24,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from cluster.quantities import count, duration
+from flows.terminal import Terminal
 
 if TYPE_CHECKING:
     from cluster.stage import Outcome
@@ -34,7 +34,7 @@ PLAIN_SECONDS = 10.0  # between two plain lines of one stage
 class Screen:
     """Plain lines. `Bars` is the same for a terminal."""
 
-    def __init__(self, console: Console, stopping: Callable[[], bool] = lambda: False):
+    def __init__(self, console: Terminal, stopping: Callable[[], bool] = lambda: False):
         self.console, self.stopping = console, stopping
         self._step, self._last, self._first = "", 0.0, None
         self._told_stop = False
@@ -107,11 +107,11 @@ class _Left(ProgressColumn):
 class Bars(Screen):
     """A live bar for the stage at work."""
 
-    def __init__(self, console: Console, stopping: Callable[[], bool] = lambda: False):
+    def __init__(self, console: Terminal, stopping: Callable[[], bool] = lambda: False):
         super().__init__(console, stopping)
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<14}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -153,5 +153,5 @@ class Bars(Screen):
             self._task = None
 
 
-def screen(console: Console, stopping: Callable[[], bool] = lambda: False) -> Screen:
+def screen(console: Terminal, stopping: Callable[[], bool] = lambda: False) -> Screen:
     return (Bars if console.is_terminal else Screen)(console, stopping)

@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
+
+from cluster.outside import plain
 
 UNREAD = 256 << 10  # bytes that wait for a reader who is slow
 LEFT = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal has gone
@@ -26,10 +29,11 @@ class Outgoing:
 
     Args:
         stream: the stream, with a file descriptor of its own.
+        shown: text -> how it is written.
     """
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    def __init__(self, stream: Any, shown: Callable[[str], str] = str):
+        self._stream, self._shown = stream, shown
         self.left = False
 
     def __getattr__(self, name: str) -> Any:
@@ -37,7 +41,7 @@ class Outgoing:
 
     def write(self, text: str) -> int:
         with self._guarded():
-            return self._stream.write(text)
+            self._stream.write(self._shown(text))
         return len(text)
 
     def flush(self) -> None:
@@ -148,4 +152,5 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             made = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, made)
-    sys.stdout, sys.stderr = Outgoing(sys.stdout), Outgoing(sys.stderr)
+    # On stderr is what Python and typer say of a wrong word, or of a bug: with what the person typed in it.
+    sys.stdout, sys.stderr = Outgoing(sys.stdout), Outgoing(sys.stderr, shown=plain)

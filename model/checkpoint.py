@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from model.count import meta_model
 from model.decoder import Decoder
 from model.errors import UserError
-from model.files import given, read_json
+from model.files import given, named, read_json
 from model.sizes import check_sizes
 from model.tensors import load_tensors, open_tensors, save_tensors
 
@@ -27,13 +27,10 @@ def save_model(model: Decoder, folder: Path | str) -> None:
 
 
 def load_config(folder: Path | str) -> ModelConfig:
-    """A folder's config. Raises UserError for one whose sizes its weights can't have (sizes.py)."""
+    """A folder's config. Raises UserError for what is none, or has sizes that its weights can't have (sizes.py)."""
     folder = Path(folder)
-    values = read_json(folder / CONFIG)
-    try:
-        config = ModelConfig.from_dict(values)
-    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        raise UserError(f"{folder / CONFIG} has a value of another kind than a model's config has: {error}.") from None
+    with named(folder / CONFIG):
+        config = ModelConfig.from_dict(read_json(folder / CONFIG))
     if given(folder / WEIGHTS):
         with open_tensors(folder / WEIGHTS) as file:
             there = len(file.keys())

@@ -7,7 +7,7 @@ Each architecture upgrade is one field whose default is the usual small Llama. P
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
-from model.checks import at_least, choose, positive
+from model.checks import at_least, check_kinds, choose, positive
 from model.errors import UserError
 from model.mixers import MIXERS, TWO_WAY
 from model.part_configs import (
@@ -228,6 +228,7 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         for key in values:
             choose("a model's config key", key, tuple(known))
+        check_kinds(cls, values)
         return cls(**values)
 
 

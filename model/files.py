@@ -6,6 +6,8 @@ bytes tell which, and a library's own message ("HeaderTooLarge") doesn't.
 
 import json
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ MARKS = (  # first bytes: what it is, what to do
     (b"\xef\xbb\xbf", "text that begins with a byte order mark", "Save it as UTF-8 without one (BOM)"),
 )
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
+LONGEST = 600  # characters of a message, which may quote a value of the file
+PANIC = "PanicException"  # of libraries in Rust: no Exception, and no class that can be imported
 _NOTHING = object()
 
 
@@ -70,6 +74,33 @@ def seems(path: Path) -> tuple[str, str]:
         if error.end < len(head) - 3:
             return f"{size:,} bytes that are neither text nor of a known kind", AGAIN
     return f"{size:,} bytes of text", AGAIN
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Within this, where a file's values are read, what they make go wrong is a UserError that names the file.
+
+    A value of another kind than was thought of ends in a TypeError or the like somewhere below, or in a panic of a
+    library; so does a bug, so let nothing but the reading be within this.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(path.parent) in str(error):
+            raise
+        text = str(error)
+        text = f"{path}{text.removeprefix(path.name)}" if text.startswith(f"{path.name} ") else f"{path}: {text}"
+        raise type(error)(_short(text)) from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(_short(f"{path} has a value that can't be used ({type(error).__name__}: {error}).")) from error
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise UserError(_short(f"{path} has a value that its library can't use ({error}).")) from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def given(path: Path) -> bool:

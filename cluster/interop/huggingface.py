@@ -60,11 +60,14 @@ def export_folder(source: Path, target: Path, architecture: str | None, max_byte
     from cluster.data.tokenizer.exchange import export_tokenizer
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import load_config
+    from model.files import named
     from model.interop.convert import export_model
 
     def fill(folder: Path) -> Converted:
         tokenizer = Tokenizer(source)
-        ids, generation = export_tokenizer(tokenizer, folder, load_config(source).max_seq_len)
+        longest = load_config(source).max_seq_len
+        with named(source / "tokenizer.json"):
+            ids, generation = export_tokenizer(tokenizer, folder, longest)
         return export_model(source, folder, ids, generation, architecture, max_bytes)
 
     return _whole(target, fill)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster.cache import cache_root
 from cluster.errors import Missing
+from cluster.masking import taken_out
 from cluster.registry.versions import Registry, like
 from cluster.tracking.place import Place, import_quietly
 
@@ -64,7 +65,7 @@ def _registered(uri: str, place: Place | None) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
             got = Path(fresh, "model")
             got.mkdir()
-            _download(uri, registry.place.uri, got)
+            _download(uri, taken_out(registry.place.uri), got)
             _checked(got, version.uri)
             try:
                 got.rename(target)

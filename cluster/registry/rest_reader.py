@@ -22,6 +22,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from cluster.masking import login_of, taken_out
 from cluster.registry.client_reader import condition_of
 from cluster.registry.reader import IS_PROMPT, Record, Unsure
 
@@ -49,7 +50,7 @@ class RestReader:
     page = 100  # entries in one answer of a search
 
     def __init__(self, uri: str):
-        self.uri = uri.rstrip("/")
+        self.uri, *self._login = login_of(taken_out(uri).rstrip("/"))
 
     def names(self) -> list[str]:
         return [m["name"] for m in self._pages("registered-models/search", "registered_models")]
@@ -78,6 +79,11 @@ class RestReader:
             raise Unsure(f"no files of {name} {number}")
         return uri
 
+    def _headers(self) -> dict[str, str]:
+        """How the client would log in: as the address says, else as the variables do."""
+        user, password = self._login
+        return basic(user, password) if user or password else _login(os.environ)
+
     # -- requests --------------------------------------------------------------------------------------------
 
     def _pages(self, path: str, key: str, **query: Any) -> Iterator[dict]:
@@ -96,7 +102,7 @@ class RestReader:
         url = f"{self.uri}{API}{path}" + (f"?{urlencode(query)}" if query else "")
         opener = build_opener(_NoRedirect)  # a password must go nowhere else
         try:
-            with opener.open(Request(url, headers=_login(os.environ)), timeout=SECONDS) as response:
+            with opener.open(Request(url, headers=self._headers()), timeout=SECONDS) as response:
                 answer = json.load(response)
             return answer if key is None and isinstance(answer, dict) else answer[key]
         except HTTPError as error:
@@ -120,10 +126,15 @@ def _code(body: bytes) -> Any:
         return None
 
 
+def basic(user: str, password: str) -> dict[str, str]:
+    """The header of HTTP's basic authentication, RFC 7617."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
 def _login(environment: Mapping[str, str]) -> dict[str, str]:
     name, password, token = (environment.get(f"MLFLOW_TRACKING_{w}") for w in ("USERNAME", "PASSWORD", "TOKEN"))
     if name and password:
-        return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+        return basic(name, password)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.errors import UserError
 from cluster.identity import how
+from cluster.outside import in_markdown
 from cluster.registry.names import checked_name
 from cluster.registry.promote import alone, champion_of, promote
 from cluster.registry.versions import CANDIDATE, CHAMPION, TAG, Registry, Version
@@ -206,7 +207,7 @@ def _describe(
     before = _numbers(ws.inputs["base_evaluation"].summary) if "base_evaluation" in ws.inputs else {}
     rows = {r["metric"]: r for r in verdict.rows}
     lines = [
-        f"**Gate {'passed' if verdict.passed else 'failed'}**: {verdict.reason}",
+        f"**Gate {'passed' if verdict.passed else 'failed'}**: {in_markdown(verdict.reason)}",
         "",
         "| metric | base model | this version | champion | verdict |",
         "|---|---|---|---|---|",
@@ -215,7 +216,7 @@ def _describe(
         row = rows.get(name, {})
         cells = [before.get(name), metrics.get(name), row.get("champion")]
         shown = ["" if c is None else f"{c:.4g}" for c in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} | {row.get('verdict', '')} |")
+        lines.append(f"| {in_markdown(name)} | {' | '.join(shown)} | {in_markdown(row.get('verdict', ''))} |")
     client.update_model_version(version.name, str(version.version), "\n".join(lines))
 
 

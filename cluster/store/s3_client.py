@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar, cast
 
 from cluster.errors import UserError
+from cluster.masking import login_of, masked, taken_out, without_secrets
 from cluster.store.base import Entry, NotFound, StoreError
 
 T = TypeVar("T")
@@ -29,8 +30,14 @@ _making = threading.Lock()
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """(bucket, key or prefix) of s3://bucket/key. Raises ValueError without a bucket."""
+    """(bucket, key or prefix) of s3://bucket/key. Raises UserError without a bucket, and where keys stand in it."""
+    url = taken_out(url)
     bucket, _, key = url.removeprefix("s3://").partition("/")
+    if "@" in without_secrets(url).removeprefix("s3://").partition("/")[0]:
+        raise UserError(
+            f"{masked(url)}: an S3 address takes no keys. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, and write s3://bucket/prefix."
+        )
     if not url.startswith("s3://") or not bucket:
         raise UserError(f"Not an S3 URL: {url!r}. Give s3://bucket/prefix.")
     return bucket, key
@@ -60,7 +67,9 @@ def _client(pid: int, endpoint: str | None, key_id: str | None) -> Any:
         options["s3"] = {"addressing_style": "path"}  # bucket.host needs a wildcard name, which few servers have
     session = boto3.Session()
     region = session.region_name or ("us-east-1" if endpoint else None)
-    return session.client("s3", config=Config(**options), region_name=region)
+    # A request is signed, so a user and password in the endpoint serve for nothing; errors would spell them out.
+    bare = login_of(endpoint)[0] if endpoint else None
+    return session.client("s3", config=Config(**options), region_name=region, endpoint_url=bare)
 
 
 def code(error: BaseException) -> str:
@@ -130,7 +139,7 @@ def _reason(error: Exception) -> str:
         "EndpointConnectionError": "check AWS_ENDPOINT_URL, and that the server runs",
     }
     hint = hints.get(code(error)) or hints.get(type(error).__name__)
-    return f"{error}" + (f" ({hint})" if hint else "")
+    return masked(f"{error}") + (f" ({hint})" if hint else "")
 
 
 def list_objects(bucket: str, prefix: str) -> Iterator[Entry]:

@@ -15,9 +15,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cluster.outside import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LABELS = {"title": "title", "xlabel": "x_label", "ylabel": "y_label"}
 SVG_POINTS = 600  # in all lines of a figure together; it is 500 pixels wide
 
 
@@ -46,16 +49,16 @@ def draw(spec: Mapping[str, Any]) -> Figure:
         points = [(x, y) for x, y in zip(one["x"], map(_number, one["y"]), strict=True) if math.isfinite(y)]
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         if kind == "line":
-            axes.plot(xs, ys, label=one.get("name"), linewidth=1.4, marker="o" if len(xs) == 1 else None)
+            axes.plot(xs, ys, label=_text(one.get("name") or ""), linewidth=1.4, marker="o" if len(xs) == 1 else None)
         else:
             width = 0.8 / len(series)
             places = [labels.index(x) + (index - (len(series) - 1) / 2) * width for x in xs]
-            axes.bar(places, ys, width, label=one.get("name"))
+            axes.bar(places, ys, width, label=_text(one.get("name") or ""))
     if kind == "bar":
-        axes.set_xticks(range(len(labels)), [str(x) for x in labels], rotation=30 if len(labels) > 4 else 0)
+        axes.set_xticks(range(len(labels)), [_text(x) for x in labels], rotation=30 if len(labels) > 4 else 0)
     if spec.get("y_scale") == "log":
         axes.set_yscale("log")
-    axes.set(title=spec.get("title", ""), xlabel=spec.get("x_label", ""), ylabel=spec.get("y_label", ""))
+    axes.set(**{each: _text(spec.get(key, "")) for each, key in LABELS.items()})
     axes.grid(alpha=0.25)
     if any(one.get("name") for one in series) and (len(series) > 1 or kind == "line"):
         axes.legend(frameon=False)
@@ -93,6 +96,11 @@ def _thin(series: Mapping[str, Any], most: int) -> Mapping[str, Any]:
     extremes = {f(stretch, key=lambda i: ys[i]) for stretch in stretches for f in (min, max)}
     kept = sorted(extremes | set(finite[:1]) | set(finite[-1:]))
     return {**series, "x": [xs[i] for i in kept], "y": [ys[i] for i in kept]}
+
+
+def _text(value: Any) -> str:
+    """A label as it is: between two dollars matplotlib would read mathematics, and fail where it is none."""
+    return plain(str(value)).replace("$", r"\$")
 
 
 def _number(value: Any) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from cluster.outside import in_markdown
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -33,6 +35,6 @@ def tags_of(links: Mapping[str, list[str]]) -> dict[str, str]:
     lines = []
     for step, found in links.items():
         where = f"[the run that made it](#/experiments/{found[0]}/runs/{found[1]})" if found else "made elsewhere"
-        lines.append(f"- {step}: {where}")
+        lines.append(f"- {in_markdown(step)}: {where}")
     made = {f"{MADE_BY}{step}": found[1] for step, found in links.items() if found}
     return {NOTE: "Cached, so without a run here:\n" + "\n".join(lines), **made}

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.events import EventLog, read_events
+from cluster.masking import masked
 from cluster.tracking.figures import draw
 from cluster.tracking.links import NOTE, maker, tags_of
 from cluster.tracking.place import connect, experiment_id
@@ -345,7 +346,7 @@ class Delivery:
 
     def _refuse(self, key: str, what: dict, error: Exception) -> None:
         _log.warning("MLflow takes no %s of run %s: %s", what.get("type", "record"), key, error)
-        EventLog(self.folder / "refused.jsonl").append({"run": key, "reason": str(error)[:2000], "what": what})
+        EventLog(self.folder / "refused.jsonl").append({"run": key, "reason": masked(str(error))[:2000], "what": what})
 
     def _save(self) -> None:
         path = self.folder / "position.json"

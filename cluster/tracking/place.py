@@ -26,6 +26,7 @@ from urllib.parse import unquote
 
 from cluster.cache import cache_root
 from cluster.errors import UserError
+from cluster.masking import masked, put_away, taken_out
 from cluster.store_url import local_folder
 from model.inside import Outside, plain_name
 
@@ -53,9 +54,12 @@ _ready: set[str] = set()
 class Place:
     """An MLflow, and where new experiments of it keep their files (None: as the server decides)."""
 
-    uri: str
+    uri: str  # as it may be shown; `connect` dials it with its user and password
     artifact_root: str | None
     state: Path  # what has not been delivered yet is kept here
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", put_away(self.uri))
 
     @property
     def is_server(self) -> bool:
@@ -82,7 +86,7 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
     store, folder = str(store_url), local_folder(store_url)
     remote = folder is None
     beside = Path.cwd() if folder is None else folder.parent
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    given = taken_out(uri or os.environ.get("MLFLOW_TRACKING_URI") or "")
     artifacts: str | None = f"{store.rstrip('/')}/mlflow" if remote else location_of(beside / "mlartifacts")
     if not given:
         given = database_uri(beside / "mlflow.db")
@@ -93,7 +97,7 @@ def locate(store_url: str | Path = "store", uri: str | None = None) -> Place:
         given, artifacts = given.rstrip("/"), None
     elif "://" not in given or given.startswith("file:"):
         raise UserError(
-            f"Tracking URI {given!r}: MLflow no longer keeps runs in plain files. Give a server (http://…), "
+            f"Tracking URI {masked(given)!r}: MLflow no longer keeps runs in plain files. Give a server (http://…), "
             f"a database (sqlite:////abs/mlflow.db, postgresql://…), or nothing."
         )
     if folder is None:
@@ -141,7 +145,8 @@ def connect(uri: str) -> MlflowClient:
         if uri not in _ready and database is not None:
             _create_database(database, uri)
         _ready.add(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    dialled = taken_out(uri)
+    return MlflowClient(tracking_uri=dialled, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or dialled)
 
 
 @contextmanager
@@ -160,7 +165,7 @@ def answering(uri: str) -> Iterator[None]:
         if not away and getattr(error, "error_code", "") not in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"):
             raise
         raise ConnectionError(
-            f"MLflow at {uri} does not answer ({text[:300]}). Start it, or name another by MLFLOW_TRACKING_URI."
+            f"MLflow at {uri} does not answer ({masked(text)[:300]}). Start it, or name another by MLFLOW_TRACKING_URI."
         ) from error
 
 

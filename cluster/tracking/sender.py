@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.masking import masked
 from cluster.tracking.outbox import Delivery
 
 POLL_SECONDS = 0.5
@@ -41,7 +42,7 @@ class Task:
         except Exception as error:  # whatever it is, the work that is tracked goes on
             if self.problem is None:
                 _log.warning("MLflow at %s: %s; trying again", self.delivery.line["uri"], error, exc_info=True)
-            self.problem = str(error) or type(error).__name__
+            self.problem = masked(str(error)) or type(error).__name__
             self._failures, self._failed_at = min(self._failures + 1, 10), time.monotonic()
             self.done = False
             self.delivery.reconnect()

@@ -29,6 +29,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cluster.cache import user
 from cluster.events import EventLog
+from cluster.masking import login_of, masked, taken_out
 from cluster.tracking.follow import Follower
 from cluster.tracking.machine import Sampler
 from cluster.tracking.outbox import TAG, Delivery
@@ -240,7 +241,7 @@ class Tracker:
     def undelivered(self) -> str:
         """After a `finish` that did not deliver all: what is missing in MLflow and why, in words."""
         runs, events = self.delivery.undelivered() if self.delivery else (0, 0)
-        why = textwrap.shorten((self.problem or "it is slow").split("\n")[0], 160, placeholder=" …")
+        why = textwrap.shorten(masked(self.problem or "it is slow").split("\n")[0], 160, placeholder=" …")
         return (
             f"MLflow at {self.place.uri} has not got {runs} run{'s' * (runs != 1)} of this line whole: {events:,} "
             f"records ({why}). They are kept in {self.folder}, and the next run on this store delivers them once "
@@ -252,7 +253,7 @@ class Tracker:
         run_id = run.run_id if isinstance(run, Run) else run
         if not run_id or not self.place.is_server or not self.delivery or not self.delivery.experiment:
             return None
-        return f"{self.place.uri}/#/experiments/{self.delivery.experiment}/runs/{run_id}"
+        return f"{login_of(taken_out(self.place.uri))[0]}/#/experiments/{self.delivery.experiment}/runs/{run_id}"
 
     def wake(self) -> None:
         """Have the sender look now."""

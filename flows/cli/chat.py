@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from cluster.outside import plain
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
 from flows.cli.generate import MODEL
 from flows.streams import reader_left
+from flows.terminal import generated
 from model.generate.decoding import CHAT, Decoding
 
 HELP = "/exit ends, /reset begins anew, /help shows this; // begins a message that begins with /."
@@ -21,7 +23,10 @@ def chat(
     decoding: Decoding,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
 ) -> None:
-    """Chat with a model; answers appear as they are generated. /exit, Ctrl-D or Ctrl-C ends."""
+    """Chat with a model; answers appear as they are generated. /exit, Ctrl-D or Ctrl-C ends.
+
+    On a terminal, control characters that the model writes are shown as \\x1b; a file or a pipe gets its text as it is.
+    """
     import sys
 
     with quietly() as console:
@@ -30,10 +35,10 @@ def chat(
 
         out = console.file
         generator = Generator.load(model)
-        generator.say = lambda text: out.write(f"({text})\n")
+        generator.say = lambda text: out.write(plain(f"({text})\n"))
         first = [{"role": "system", "content": system}] if system else []
         messages = list(first)
-        out.write(f"{model}. {HELP}\n")
+        out.write(plain(f"{model}. {HELP}\n"))
         while True:
             out.write("\n> ")
             out.flush()
@@ -49,7 +54,7 @@ def chat(
             if text.startswith("//"):
                 text = text[1:]
             elif text.startswith("/"):
-                out.write(f"{HELP}\n")
+                out.write(plain(f"{HELP}\n"))
                 continue
             if not text:
                 continue
@@ -59,11 +64,11 @@ def chat(
                 seed = decoding.seed + len(messages)  # the same words again are answered anew
                 for piece in generator.stream(messages, decoding, seed=seed):
                     answer += piece
-                    out.write(piece)
+                    out.write(generated(piece, out))
                     out.flush()
             except Outgrown as error:
                 messages.pop()
-                out.write(f"{error}\n")
+                out.write(plain(f"{error}\n"))
                 continue
             out.write("\n")
             messages.append({"role": "assistant", "content": answer})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 import textwrap
 import threading
@@ -20,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 import typer
-from rich.console import Console
 
 from cluster.errors import UserError
+from cluster.masking import masked
+from flows import terminal
 
 
 def paragraph(error: BaseException) -> str:
@@ -33,7 +33,7 @@ def paragraph(error: BaseException) -> str:
         text = f"{kind}."
     elif not isinstance(error, UserError):
         text = f"{kind}: {text}"
-    text = text.strip()
+    text = masked(text.strip())  # before it is cut: half an address isn't known as one
     return text if len(text) <= 4000 else text[:4000] + " …"
 
 
@@ -65,9 +65,9 @@ def report_it(log: Path | None) -> str:
 
 def say(text: str) -> None:
     """An error's text on stderr, wrapped where it is one paragraph."""
-    width = max(40, min(Console(stderr=True).width, 110))
+    width = max(40, min(terminal.Terminal(stderr=True).width, 110))
     shown = text if "\n" in text else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    typer.echo(shown, err=True)
+    terminal.say(shown)
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[Console]:
+def quietly() -> Iterator[terminal.Terminal]:
     """For the short commands: libraries' chatter goes to a file that is kept only if something goes wrong."""
     from flows.quiet import quiet
 
@@ -143,7 +143,7 @@ def _reported() -> Iterator[Path]:
         raise typer.Exit(128 + ended.number) from None
     except KeyboardInterrupt:
         path.unlink(missing_ok=True)
-        sys.stderr.write("\n")
+        terminal.say("")
         raise typer.Exit(130) from None
     except UserError as error:
         path.unlink(missing_ok=True)

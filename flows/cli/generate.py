@@ -9,6 +9,7 @@ import typer
 from flows.cli.decoding import decoded
 from flows.cli.errors import quietly
 from flows.streams import reader_left
+from flows.terminal import generated, say
 from model.generate.decoding import TEXT, Decoding
 
 MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a model's folder."
@@ -20,7 +21,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to complete; - reads it from standard input.")],
     decoding: Decoding,
 ) -> None:
-    """Complete a text with a model."""
+    """Complete a text with a model.
+
+    On a terminal, control characters that it writes are shown as \\x1b; a file or a pipe gets its text as it is.
+    """
     import sys
 
     with quietly() as console:
@@ -29,11 +33,11 @@ def generate(
         from cluster.serve.generator import Generator
 
         generator = Generator.load(model)
-        generator.say = lambda text: print(text, file=sys.stderr)
+        generator.say = say
         pieces = generator.stream(prompt, decoding)
-        console.file.write(prompt)
+        console.file.write(generated(prompt, console.file))
         for piece in pieces:
-            console.file.write(piece)
+            console.file.write(generated(piece, console.file))
             console.file.flush()
             if reader_left(console.file):
                 return

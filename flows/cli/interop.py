@@ -50,7 +50,7 @@ def import_(
             model = uri or str(target.absolute())
             commands = [tokenmill("chat", model, place=place)] if chats else []
             commands.append(tokenmill("generate", model, "Once upon a time", place=place))
-            console.print("\n  ".join(["Next:", *commands]), markup=False, soft_wrap=True)
+            console.print("\n  ".join(["Next:", *commands]), soft_wrap=True)
 
 
 def export(

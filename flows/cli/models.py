@@ -48,12 +48,10 @@ def all_models(registry: Registry, console: Any) -> None:
         from flows.commands import tokenmill
 
         words = f"No model is registered in {registry.place.uri} yet. This makes one:\n  {tokenmill('run', 'demo')}"
-        console.print(words, markup=False, soft_wrap=True)
+        console.print(words, soft_wrap=True)
 
 
 def versions_table(name: str, versions: list[Version], console: Any) -> None:
-    from rich.markup import escape
-
     from cluster.evaluate.summary import at_most
     from flows.closing import plain_table, put
 
@@ -66,7 +64,7 @@ def versions_table(name: str, versions: list[Version], console: Any) -> None:
         bound = {"bpb": at_most(v.metrics)}
         scores = [f"{bound.get(m, '')}{v.metrics[m]:.3f}" if m in v.metrics else "" for m in metrics]
         aliases = " ".join(f"@{a}" for a in v.aliases)
-        table.add_row(str(v.version), aliases, v.gate, *scores, when(v), escape(v.reason))
+        table.add_row(str(v.version), aliases, v.gate, *scores, when(v), v.reason)
     put(table, console)
 
 

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from rich.console import Console
-
     from cluster.stage import Step
     from flows.recipe import Recipe
     from flows.run import Run
+    from flows.terminal import Terminal
 
 
 def run(
@@ -75,20 +74,19 @@ def overrides_of(set_: list[str] | None, store: str | None) -> list[str]:
 
 
 def show_plan(recipe: str, overrides: list[str], until: str | None, require_champion: bool = False) -> None:
-    from rich.console import Console
-
     from cluster.store.artifact import Artifacts
     from cluster.tracking.place import locate
     from flows import graph, plan
     from flows.quiet import PLAIN_WIDTH
     from flows.recipe_read import read_recipe
+    from flows.terminal import Terminal
 
     with shown():
         read = read_recipe(recipe, overrides)
         steps = graph.until(graph.graph(read), until)
         check_required(require_champion, steps)
         locate(read.store.url, read.tracking.uri)  # a wrong one is an error now, too
-        console = Console(highlight=False)
+        console = Terminal()
         if not console.is_terminal:
             console.width = PLAIN_WIDTH
         plan.show(read, steps, Artifacts(read.store.url), console)
@@ -99,7 +97,7 @@ def check_required(require_champion: bool, steps: Sequence[Step]) -> None:
         raise UserError("--require-champion: this run releases nothing; give the recipe [release], and no --until.")
 
 
-def go(recipe: Recipe, until: str | None, console: Console, log: Path, require_champion: bool = False) -> int:
+def go(recipe: Recipe, until: str | None, console: Terminal, log: Path, require_champion: bool = False) -> int:
     """The whole run, with all its endings. Returns the exit code."""
     from flows.run import Run
 
@@ -113,12 +111,12 @@ def go(recipe: Recipe, until: str | None, console: Console, log: Path, require_c
                 run.session.check()
     except UserError as error:
         logging.getLogger(__name__).error("opening the run", exc_info=True)
-        console.print(f"Error: {paragraph(error)}", markup=False, soft_wrap=True)
+        console.print(f"Error: {paragraph(error)}", soft_wrap=True)
         return 2
     return ending(run, console, require_champion)
 
 
-def ending(run: Run, console: Console, require_champion: bool = False) -> int:
+def ending(run: Run, console: Terminal, require_champion: bool = False) -> int:
     """A run that is open, to its exit code: done, failed, stopped by Ctrl-C, or done and not the champion."""
     with run.stop:
         try:
@@ -135,7 +133,7 @@ def ending(run: Run, console: Console, require_champion: bool = False) -> int:
         if run.undelivered:
             from flows.commands import again
 
-            console.print(f"{run.undelivered} To deliver them:\n  {again(run)}", markup=False, soft_wrap=True)
+            console.print(f"{run.undelivered} To deliver them:\n  {again(run)}", soft_wrap=True)
         if code == 0:
             from flows import closing
 
@@ -145,7 +143,7 @@ def ending(run: Run, console: Console, require_champion: bool = False) -> int:
         return code
 
 
-def championship(run: Run, console: Console) -> int:
+def championship(run: Run, console: Terminal) -> int:
     """0 if the run's version is the champion now, else 3: of a cached one another may have taken the place since."""
     from cluster.registry.versions import CHAMPION, Registry
 
@@ -154,11 +152,11 @@ def championship(run: Run, console: Console) -> int:
         version = Registry(run.tracker.place).get(f"models:/{released['name']}/{released['version']}")
     except (UserError, ConnectionError) as error:
         words = f"Error: whether it is the champion can't be known: {paragraph(error)}"
-        console.print(words, markup=False, soft_wrap=True)
+        console.print(words, soft_wrap=True)
         return 1
     if CHAMPION in version.aliases:
         return 0
-    console.print(f"Not the champion: {version.uri}. {version.reason}".rstrip(), markup=False, soft_wrap=True)
+    console.print(f"Not the champion: {version.uri}. {version.reason}".rstrip(), soft_wrap=True)
     return 3
 
 
@@ -187,24 +185,24 @@ def stopped(run: Run, message: str) -> int:
     from flows.commands import again
 
     console = run.screen.console
-    console.print(f"Stopped. {message}".strip(), markup=False, soft_wrap=True)
-    console.print(f"To resume from there, the same command:\n  {again(run)}", markup=False, soft_wrap=True)
+    console.print(f"Stopped. {message}".strip(), soft_wrap=True)
+    console.print(f"To resume from there, the same command:\n  {again(run)}", soft_wrap=True)
     return run.stop.exit_code
 
 
-def failed(run: Run, error: BaseException, console: Console, name: str = "") -> int:
+def failed(run: Run, error: BaseException, console: Terminal, name: str = "") -> int:
     from flows.commands import again
 
     if name:
         run.screen.fault(name, "failed")
-    console.print(f"Error: {in_words(error, run.artifacts.store.url)}", markup=False, soft_wrap=True)
+    console.print(f"Error: {in_words(error, run.artifacts.store.url)}", soft_wrap=True)
     if isinstance(error, UserError):
         return 2
     if is_a_bug(error):
-        console.print(report_it(run.log), markup=False, soft_wrap=True)
+        console.print(report_it(run.log), soft_wrap=True)
     elif run.log:
-        console.print(f"The details are in {run.log}", markup=False, soft_wrap=True)
-    console.print(f"What is done is kept; the same command resumes:\n  {again(run)}", markup=False, soft_wrap=True)
+        console.print(f"The details are in {run.log}", soft_wrap=True)
+    console.print(f"What is done is kept; the same command resumes:\n  {again(run)}", soft_wrap=True)
     return 1
 
 

@@ -21,6 +21,7 @@ from model.checkpoint import CONFIG, load_config
 from model.config import ModelConfig
 from model.count import meta_model
 from model.errors import UserError
+from model.files import named
 from model.interop.family import Family, choose_family, read_config
 from model.interop.folder import Weights, count_tensors, write_weights
 from model.interop.weights import Pair
@@ -55,9 +56,10 @@ def import_model(source: Path, target: Path) -> Converted:
             check_sizes(config, len(weights.names()), weights.size)
         except UserError as error:
             raise UserError(f"{source / CONFIG} {error}.") from None
-        pairs = pairs_of(family, config, weights)
-        names = their_names(family, pairs, weights.names())
-        check(family, config, pairs, weights, names)
+        with named(source / CONFIG):
+            pairs = pairs_of(family, config, weights)
+            names = their_names(family, pairs, weights.names())
+            check(family, config, pairs, weights, names)
         target.mkdir(parents=True, exist_ok=True)
         tensors = ((p.ours, p.layout.join([weights[names[n]] for n in p.theirs])) for p in pairs)
         about = {"format": "pt", ARCHITECTURE: family.architecture}
@@ -89,7 +91,8 @@ def export_model(
     """
     config = load_config(source)
     with Weights(source) as weights:
-        family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
+        with named(source / CONFIG):
+            family = _family(config, architecture, weights.metadata.get(ARCHITECTURE))
         pairs = list(family.weights(config))
         expected = set(meta_model(config).state_dict())
         if expected != {p.ours for p in pairs} or expected != set(weights.names()):

@@ -13,7 +13,7 @@ from typing import Any
 from model import mup
 from model.config import ModelConfig
 from model.errors import Missing, UserError
-from model.files import given, read_json
+from model.files import given, named, read_json
 from model.interop.keys import Declaration, Key, Ours, Theirs, Unsupported, value
 from model.interop.rope import ntk_theta
 from model.interop.weights import Pair
@@ -186,19 +186,15 @@ def read_config(folder: Path, tensors: int | None = None) -> tuple[Family, Model
         raise Missing(f"{folder} has no config.json: it isn't a Hugging Face model's folder.")
     theirs = read_json(path)
     listed = theirs.get("architectures") or []
-    named = [*(listed if isinstance(listed, list) else [listed]), theirs.get("model_type")]
+    names = [*(listed if isinstance(listed, list) else [listed]), theirs.get("model_type")]
     if "d_model" in theirs and "ff_pattern" in theirs:
         raise Missing(f"{folder} is a tokenmill model already: use it as it is.")
-    if not named[0] or not isinstance(named[0], str):
+    if not names[0] or not isinstance(names[0], str):
         raise Missing(f"{path} names neither architectures nor a model_type: it isn't a Hugging Face model's.")
-    family = family_named(named[0])
-    _check_counts(path, family, theirs, tensors)
-    try:
+    with named(path):
+        family = family_named(names[0])
+        _check_counts(path, family, theirs, tensors)
         return family, family.read(theirs), theirs
-    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise Unsupported(f"{path} has a value of another kind than {family.architecture} has: {error}.") from error
 
 
 def _check_counts(path: Path, family: Family, theirs: Theirs, tensors: int | None) -> None:

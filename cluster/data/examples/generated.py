@@ -31,6 +31,7 @@ SCHEME = "generated://"
 VERSION = 1  # of what the addresses mean: a change to any generator's output bumps it
 SPLITS = ("train", "heldout")
 HELD_OUT = 10  # one problem in so many
+MOST = 1_000_000  # problems of one address, of about a kilobyte each
 EXHAUSTED = 1000  # draws of the split in a row that bring nothing new: a small family has no more
 GENERATORS: dict[str, type] = {
     "arithmetic": Arithmetic,
@@ -76,8 +77,8 @@ def parse(url: str) -> Address:
     except UserError as error:
         raise UserError(f"{url!r}: {error}.") from None
     address = Address(name, made, **{k: v for k, v in values.items() if k in common})
-    if address.n < 1:
-        raise UserError(f"{url!r}: n must be 1 or more.")
+    if not 1 <= address.n <= MOST:
+        raise UserError(f"{url!r}: n is {address.n}; it must be 1 or more, and {MOST:,} at most: all are in memory.")
     if address.split not in SPLITS:
         raise UserError(f"{url!r}: split must be train or heldout, not {address.split!r}.")
     return address

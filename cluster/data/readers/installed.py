@@ -91,7 +91,7 @@ def parse(url: str) -> Installed:
     packages = tuple(p.strip() for p in query.get("packages", "").split(",") if p.strip()) or default_packages()
     try:
         max_bytes = int(float(query["max_mb"]) * 1e6) if "max_mb" in query else None
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or infinity
         max_bytes = 0
     if max_bytes is not None and max_bytes <= 0:
         raise UserError(f"{url!r}: max_mb is {query['max_mb']!r}; it is a number of megabytes above 0.")

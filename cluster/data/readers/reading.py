@@ -1,4 +1,4 @@
-"""Robust streaming readers: bytes of a jsonl, parquet or text file in, records out; bad data never raises.
+"""Robust streaming readers: bytes of a jsonl or text file in, records out; bad data never raises.
 
     file → chunks.py: decompress (gzip, zstd) → lines, or json_values.py → Record(text) | Record(reason)
 
@@ -6,17 +6,15 @@ A record that can't become a document carries the reason why, and the rest of th
 a chunk of ~1 MB and at most one record of `limit` bytes are held, whatever the length of the file or of a line. Errors
 of the machine (a disk, a network) are raised as they are: they are not the data's fault.
 
-Formats: JSON Lines, JSON (RFC 8259), Apache Parquet.
+Formats: JSON Lines, JSON (RFC 8259); Apache Parquet has a file of its own, parquet.py.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from cluster.data.readers.chunks import CHUNK, EXCERPT, Chunks, Damaged, Line, Reason, excerpt, lines
+from cluster.data.readers.chunks import EXCERPT, Damaged, Line, Reason, excerpt, lines
 from cluster.data.readers.json_values import BOM, parse, values
 
 Format = Literal["jsonl", "parquet", "txt"]
@@ -54,7 +52,7 @@ def kind_of(name: str) -> tuple[Format | None, str | None]:
     return (FORMATS.get((dot + suffix).lower()) if stem else None), compression
 
 
-def _document(position: int, text: str, limit: int, key: str | None = None) -> Record:
+def document(position: int, text: str, limit: int, key: str | None = None) -> Record:
     """A record of text, unless the text is empty, too long, or no Unicode text."""
     if not text or text.isspace():
         return Record(position, None, "empty", "", key)
@@ -96,7 +94,7 @@ def read_jsonl(chunks: Iterable[bytes], text_field: str, id_field: str | None, l
         elif not isinstance(text, str):
             yield Record(number, None, "not_text", excerpt(data), key)
         else:
-            yield _document(number, text, limit, key)
+            yield document(number, text, limit, key)
 
 
 def read_text(chunks: Iterable[bytes], split: Split, limit: int) -> Iterator[Record]:
@@ -116,7 +114,7 @@ def read_text(chunks: Iterable[bytes], split: Split, limit: int) -> Iterator[Rec
         except UnicodeDecodeError:
             yield Record(position, None, "invalid_utf8", excerpt(data))
             continue
-        yield _document(position, text.rstrip("\r\n") if split == "lines" else text, limit)
+        yield document(position, text.rstrip("\r\n") if split == "lines" else text, limit)
 
 
 def _whole(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
@@ -152,93 +150,3 @@ def _blocks(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
             parts.append(line.data)
     if parts:
         yield Line(first, b"\n".join(parts), problem)
-
-
-def read_parquet(
-    stream: BinaryIO, compression: str | None, text_field: str, id_field: str | None, limit: int
-) -> Iterator[Record]:
-    """One record a row. A compressed file, or one that can't seek, is first copied to a temporary file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if compression or not stream.seekable():
-        with tempfile.TemporaryFile() as copy:
-            try:
-                if compression:
-                    for chunk in Chunks(stream, compression):
-                        copy.write(chunk)
-                else:
-                    shutil.copyfileobj(stream, copy, CHUNK)
-            except Damaged as damage:
-                yield Record(0, None, damage.reason)
-                return
-            copy.seek(0)
-            yield from read_parquet(copy, None, text_field, id_field, limit)
-            return
-    row, error = 0, (pa.ArrowException, OSError, UnicodeDecodeError)
-    try:
-        file = pq.ParquetFile(stream)
-        names = file.schema_arrow.names
-    except error as problem:  # a column's name may be no UTF-8
-        yield Record(0, None, "unreadable", excerpt(str(problem)))
-        return
-    if text_field not in names:
-        yield Record(0, None, "missing_text", excerpt(f"columns: {', '.join(names)}"))
-        return
-    columns = list(dict.fromkeys([text_field, *([id_field] if id_field in names and id_field else [])]))
-    for group in range(file.num_row_groups):
-        info = file.metadata.row_group(group)
-        batch_size = max(1, min(4096, (8 << 20) * info.num_rows // max(info.total_byte_size, 1)))
-        start = row
-        try:
-            batches = file.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False)
-            for batch in batches:
-                found = batch.schema.names  # the file's order of columns, which may have one name twice
-                texts = _values(batch.column(found.index(text_field)))
-                keys = _values(batch.column(found.index(columns[-1]))) if id_field in found else [None] * len(texts)
-                for value, key in zip(texts, keys, strict=True):
-                    row += 1
-                    yield _value(row, value, _key(key), limit)
-        except error as problem:
-            row += 1
-            yield Record(row, None, "unreadable", excerpt(f"row group {group}: {problem}"))
-        row = start + info.num_rows
-
-
-def _values(column: Any) -> list[Any]:
-    """Python values; text that is no UTF-8 comes as bytes, which parquet readers don't check."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    text = types.is_string(column.type) or types.is_large_string(column.type)
-    if text:
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            column = column.view(pa.binary() if types.is_string(column.type) else pa.large_binary())
-    return column.to_pylist()
-
-
-def _key(value: Any) -> str | None:
-    """A document's name of its id column; None, so that its row names it, for bytes that are no text."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return None
-    return None if value is None else str(value)
-
-
-def _value(row: int, value: Any, key: str | None, limit: int) -> Record:
-    if value is None:
-        return Record(row, None, "missing_text", "", key)
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError:
-            return Record(row, None, "invalid_utf8", excerpt(value), key)
-    if not isinstance(value, str):
-        return Record(row, None, "not_text", excerpt(str(value)), key)
-    return _document(row, value, limit, key)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.data.readers import installed, reading
+from cluster.data.readers import installed, parquet, reading
 from cluster.data.readers.chunks import Chunks
 from cluster.errors import UserError
 from cluster.stage import how
@@ -151,7 +151,7 @@ def _read_files(part: dict[str, Any], rows: _Rows) -> Iterator[pa.Table]:
         with closing(open_binary(url)) as stream:
             chunks = Chunks(stream, compression)
             if kind == "parquet":
-                records = reading.read_parquet(stream, compression, text_field, id_field, limit)
+                records = parquet.read_parquet(stream, compression, text_field, id_field, limit)
             elif kind == "jsonl":
                 records = reading.read_jsonl(chunks, text_field, id_field, limit)
             else:

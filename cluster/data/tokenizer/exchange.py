@@ -23,6 +23,7 @@ from cluster.data.tokenizer.foreign import KEPT, read_tokenizer
 from cluster.data.tokenizer.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, Tokenizer
 from cluster.data.tokenizer.whole_text import SPACE_MARK
 from cluster.errors import UserError
+from model.files import named
 from model.inside import inside, plain_name
 
 NEVER = -1e6  # Unigram's score of what no text may match
@@ -186,10 +187,11 @@ def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
     Raises:
         ValueError: the tokenizer has more ids than that, or its only files are of a kind that isn't read.
     """
-    model, info = read_tokenizer(source)
-    if info is None:
-        return None
-    tokenizer = Tokenizer.from_bytes(model, info)
+    with named(source / "tokenizer.json"):
+        model, info = read_tokenizer(source)
+        if info is None:
+            return None
+        tokenizer = Tokenizer.from_bytes(model, info)
     if tokenizer.vocab_size > rows:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {rows}.")
     beyond = [i for i in tokenizer.stop_ids if not 0 <= i < rows]
@@ -198,6 +200,7 @@ def import_tokenizer(source: Path, target: Path, rows: int) -> str | None:
             f"{source}: eos_token_id = {beyond[0]} in generation_config.json or config.json is none of the model's "
             f"{rows} tokens, so that no text would ever end: put the right one there."
         )
-    tokenizer.save(target)
+    with named(source / "tokenizer.json"):
+        tokenizer.save(target)
     kinds = {"whole-text": "sentencepiece", "tokenizers": "tokenizer.json (runs with the package tokenizers)"}
     return kinds.get(info.get("library", ""), "sentencepiece, trained by tokenmill")

@@ -19,7 +19,7 @@ from typing import Any
 from cluster.data.tokenizer.codecs import make_codec
 from cluster.data.tokenizer.template import ChatTemplate
 from cluster.errors import UserError
-from model.files import check_format, given, read_json, regular
+from model.files import check_format, given, named, read_json, regular
 
 FORMAT = 1  # of our tokenizer.json
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -34,7 +34,12 @@ class Tokenizer:
 
     Args:
         folder: holds tokenizer.model and tokenizer.json: a tokenizer artifact's or a model's folder.
+
+    Raises:
+        UserError: no tokenizer is there; later, a text on which an imported one's own library gives up.
     """
+
+    where = Path("model/tokenizer.json")  # for messages, of one that came without a folder
 
     def __init__(self, folder: str | Path):
         model, info = (Path(folder) / name for name in ("tokenizer.model", "tokenizer.json"))
@@ -45,7 +50,10 @@ class Tokenizer:
         check_format(about.get("format"), FORMAT, info)
         if "special" not in about:
             raise UserError(f"{info} isn't a tokenizer of tokenmill's; of a Hugging Face folder: tokenmill import.")
-        self._load(regular(model, "a tokenizer").read_bytes(), about)
+        with named(info):
+            check_kinds(about)
+            self._load(regular(model, "a tokenizer").read_bytes(), about)
+        self.where = info
 
     @classmethod
     def from_bytes(cls, model: bytes, info: dict[str, Any]) -> Tokenizer:
@@ -85,7 +93,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids += self._codec.encode(text, special)
+        with named(self.where):
+            ids += self._codec.encode(text, special)
         if eos:
             ids.append(self.eos_id)
         return ids
@@ -111,7 +120,9 @@ class Tokenizer:
     def _stretch(self, text: str, special: bool, begins: bool) -> list[tuple[int, int, int]]:
         """(id, begin, end) of a stretch of a text; begins: it is the text's first."""
         for lead in ("",) if begins else LEADS:  # after one no space is put before the stretch, as before a text
-            found = list(zip(*self._codec.encode_spans(lead + text, special), strict=True))  # type: ignore[attr-defined]
+            with named(self.where):
+                spans = self._codec.encode_spans(lead + text, special)  # type: ignore[attr-defined]
+            found = list(zip(*spans, strict=True))
             if all(e <= len(lead) or b >= len(lead) for _, (b, e) in found):  # none is one token with the lead
                 break
         return [(i, b - len(lead), e - len(lead)) for i, (b, e) in found if e > len(lead) or not lead]
@@ -124,7 +135,8 @@ class Tokenizer:
 
         continues: the ids go on from a text, such as a prompt: a space at their beginning is kept.
         """
-        return self._codec.decode([*map(int, ids)], keep_special, continues)
+        with named(self.where):
+            return self._codec.decode([*map(int, ids)], keep_special, continues)
 
     @property
     def processor(self) -> Any:
@@ -134,6 +146,37 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         (Path(folder) / "tokenizer.model").write_bytes(self.model)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(self.info, indent=1) + "\n", encoding="utf-8")
+
+
+KINDS: dict[str, Any] = {  # of our tokenizer.json's keys
+    **dict.fromkeys(("pad_id", "unk_id", "bos_id", "eos_id", "end_id"), int),
+    **dict.fromkeys(("special", "ids", "files", "named"), dict),
+    **dict.fromkeys(("stop_ids", "added"), list),
+    **dict.fromkeys(("library", "prefix"), str),
+    **dict.fromkeys(("adds_bos", "cleans", "normalises"), bool),
+    "template": (str, type(None)),
+}
+WITHIN: dict[str, Any] = {
+    "special": int,
+    "files": str,
+    "named": str,
+    "ids": (int, list),
+    "stop_ids": int,
+    "added": dict,
+}
+
+
+def check_kinds(info: dict[str, Any]) -> None:
+    """Raises UserError for a value of our tokenizer.json that is of another kind than it must be."""
+    for key, kind in KINDS.items():
+        value = info.get(key)
+        if key not in info:
+            continue
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{key} = {str(value)[:80]} is of another kind.")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if wrong := [one for one in inner if not isinstance(one, WITHIN[key])]:
+            raise UserError(f"{key} holds {str(wrong[0])[:80]}, which is of another kind.")
 
 
 def info_of(model: bytes, algorithm: str) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def test_reading_imports_none_of_the_packages():
         ("installed://prose?packages=sklearn", "scikit-learn"),
         ("installed://prose?max_mb=none", "max_mb is 'none'"),
         ("installed://prose?max_mb=0", "max_mb is '0'"),
+        ("installed://prose?max_mb=inf", "max_mb is 'inf'"),
+        ("installed://prose?max_mb=1e999", "max_mb is '1e999'"),
     ],
 )
 def test_a_wrong_address_says_what_is_right(url, message):

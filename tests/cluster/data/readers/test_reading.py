@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from cluster.data.readers.chunks import EXCERPT, Chunks
-from cluster.data.readers.reading import kind_of, read_jsonl, read_parquet, read_text
+from cluster.data.readers.parquet import read_parquet
+from cluster.data.readers.reading import kind_of, read_jsonl, read_text
 
 LIMIT = 10_000_000
 DOCUMENTS = [f"document {i}, with a word or two" for i in range(5000)]
