@@ -28,17 +28,7 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if given(folder / WEIGHTS):
-            files = [WEIGHTS]
-        elif given(folder / INDEX):
-            files = sorted(set(_places(folder / INDEX).values()))
-        else:
-            pickled = " (its .bin files are pickles, which can run any code: convert them first)"
-            has_pickle = any(folder.glob("*.bin"))
-            raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
-        missing = [f for f in files if not given(folder / f)]
-        if missing:
-            raise Missing(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
+        files = weight_files(folder)
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for name in files:
@@ -69,6 +59,25 @@ class Weights:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold a folder's tensors.
+
+    Raises:
+        LookupError: there is none, or the index names a file that is missing.
+    """
+    if given(folder / WEIGHTS):
+        return [WEIGHTS]
+    if not given(folder / INDEX):
+        pickled = " (its .bin files are pickles, which can run any code: convert them first)"
+        has_pickle = any(folder.glob("*.bin"))
+        raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
+    files = sorted(set(_places(folder / INDEX).values()))
+    missing = [f for f in files if not given(folder / f)]
+    if missing:
+        raise Missing(f"{folder}: {INDEX} names {', '.join(missing)}, which is not there.")
+    return files
 
 
 DTYPES = {
