@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster.errors import UserError
 from cluster.interop.huggingface import import_folder, register_folder
@@ -18,6 +19,7 @@ from cluster.stage import fingerprint
 from cluster.store.artifact import Artifacts
 from cluster.tracking.place import locate
 from flows import plan
+from flows.cli import app
 from flows.graph import graph
 from flows.recipe_errors import RecipeError
 from flows.recipe_read import read_recipe
@@ -182,6 +184,14 @@ def test_a_base_without_a_tokenizer_or_a_template_is_refused_before_anything_sta
     for name in ("tokenizer.json", "tokenizer_config.json"):
         Path(f"silent/{name}").unlink()
     assert "no tokenizer" in wrong('base = "silent"\n' + INSTRUCT)
+
+
+@pytest.mark.parametrize("more", [[], ["--plan"]])
+def test_a_registry_that_is_away_is_one_sentence(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("r.toml").write_text('name = "tuned"\nbase = "models:/m/1"\n', encoding="utf-8")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = CliRunner().invoke(app, ["run", "r.toml", "--set", "tracking.uri=http://127.0.0.1:1", *more])
+    assert result.exit_code == 1 and "MLflow at http://127.0.0.1:1 does not answer" in " ".join(result.output.split())
 
 
 def test_a_base_that_chats_needs_no_instruct_before_rlhf_and_its_data_are_measured_at_once() -> None:
