@@ -74,7 +74,8 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Console]:
         for fd in (*saved, log):
             os.close(fd)
         if own:
-            screen.close()
+            with contextlib.suppress(OSError):  # of a full disk: the error that `print` raised is the one to be told
+                screen.close()
         # `text` stays open: logging handlers made meanwhile may still hold it
 
 

@@ -75,8 +75,12 @@ def unable(recipe: Recipe, base: BaseConfig) -> str | None:
 
     try:
         with tokenizer_of(base) as folder:
-            if chats(Tokenizer(folder)):
-                return None
+            tokenizer = Tokenizer(folder)
+        if tokenizer.template is not None:
+            problem = tokenizer.template.problem()
+            return problem and f"{base.name}: {problem}"
+        if chats(tokenizer):
+            return None
     except UserError as error:
         return str(error)
     return (

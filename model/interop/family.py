@@ -190,7 +190,8 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, Theirs]:
         return family, family.read(theirs), theirs
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
         if isinstance(error, UserError):
-            raise
+            where = folder if "config.json" in str(error) else path
+            raise type(error)(f"{where}: {error}") from None
         raise Unsupported(f"{path} has a value of another kind than {family.architecture} has: {error}.") from error
 
 
