@@ -73,7 +73,7 @@ def quality_table(run: Run) -> Table:
     scored = before or after
     if scored is None:
         return table
-    asked = [("pretrained", before, "bpb"), ("aligned", after, "bpb")]
+    asked = [("base" if "base" in run.outcomes else "pretrained", before, "bpb"), ("aligned", after, "bpb")]
     asked += [("unigram", scored, "unigram_bpb"), ("gzip -9", scored, "gzip_bpb")]
     columns = [(title, of.metrics, metric) for title, of, metric in asked if of is not None and metric in of.metrics]
     table.add_column("text")

@@ -3,6 +3,8 @@
     corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─ extend ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
                      └─────────────┘                            └─ evaluate-base ───┘
 
+With `base = "…"` a trained model stands in the place of tokenizer and pretrain, and text may be left out.
+
 Artifacts have roles in the line (`documents`, `tokens`, `model`, …). A place reads the newest of each role that it
 names and may become the newest of others. A new stage is its own file and one place here, or `register`: its table in
 the recipe, its row in the plan and on the screen, and its page follow from its config and summary classes.
@@ -33,6 +35,7 @@ class Place:
         name: the step's.
         stage: "module:ATTRIBUTE", imported when a graph is made.
         reads: the roles of its inputs.
+        if_there: the roles that it reads too where the line has them.
         writes: the roles that its artifact then has.
         table: the recipe's table with its config; default: its name. A stage without its table is left out.
         config: what its config is, where it is more than that table with the recipe's seed.
@@ -46,6 +49,7 @@ class Place:
     table: str = ""
     config: Callable[[Recipe], Any] | None = None
     wanted: Callable[[Roles], bool] = lambda roles: True
+    if_there: tuple[str, ...] = ()
 
     def load(self) -> Stage:
         module, attribute = self.stage.split(":")
@@ -67,9 +71,11 @@ def seeded(config: Any, recipe: Recipe) -> Any:
 
 
 def reading(recipe: Recipe) -> Any:
-    """`[corpus]` with the recipe's sources."""
+    """`[corpus]` with the recipe's sources; None without any."""
     from cluster.data.corpus import CorpusConfig
 
+    if not recipe.sources:
+        return None
     return CorpusConfig.model_validate({**recipe.corpus.model_dump(exclude_defaults=True), "sources": recipe.sources})
 
 
@@ -77,10 +83,17 @@ def weights(recipe: Recipe) -> dict[str, float]:
     return {source.name: source.weight for source in recipe.sources}
 
 
+def of_text(table: str) -> Callable[[Recipe], Any]:
+    """The table as it is; None where the recipe has no text."""
+    return lambda recipe: getattr(recipe, table) if recipe.sources else None
+
+
 def pretraining(recipe: Recipe) -> Any:
-    """`[model]` and `[train]` as one config."""
+    """`[model]` and `[train]` as one config; None where a base stands in its place."""
     from cluster.train.pretrain import PretrainConfig
 
+    if recipe.base:
+        return None
     return PretrainConfig(model=recipe.model, train=recipe.train, seed=recipe.seed, weights=weights(recipe))
 
 
@@ -114,27 +127,28 @@ def as_written(table: str) -> Callable[[Recipe], Any]:
 
 
 LINE: list[Place] = [
+    Place("base", "cluster.interop.base:STAGE", (), ("model", "tokenizer"), config=lambda recipe: recipe._begins),
     Place("corpus", "cluster.data.corpus:STAGE", (), ("corpus",), config=reading),
-    Place("filter", "cluster.data.filter:STAGE", ("corpus",), ("documents",), config=as_written("filter")),
+    Place("filter", "cluster.data.filter:STAGE", ("corpus",), ("documents",), config=of_text("filter")),
     Place(
         "tokenizer", "cluster.data.tokenizer.training:STAGE", ("documents",), ("tokenizer",),
-        config=as_written("tokenizer"),
+        config=lambda recipe: None if recipe.base else recipe.tokenizer,
     ),
-    Place("pack", "cluster.data.pack:STAGE", ("documents", "tokenizer"), ("tokens",), config=as_written("pack")),
+    Place("pack", "cluster.data.pack:STAGE", ("documents", "tokenizer"), ("tokens",), config=of_text("pack")),
     Place(
         "pretrain", "cluster.train.pretrain:STAGE", ("tokens", "tokenizer"), ("model",),
         table="train", config=pretraining,
     ),
     Place("extend", "cluster.train.extend:STAGE", ("model", "tokens"), ("model",), config=extending),
     Place(
-        "evaluate-base", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("base_evaluation", "evaluation"),
-        table="evaluate", config=as_written("evaluate"),
+        "evaluate-base", "cluster.evaluate.evaluate:STAGE", ("model",), ("base_evaluation", "evaluation"),
+        table="evaluate", config=as_written("evaluate"), if_there=("tokens",),
     ),
-    Place("instruct", "cluster.align.instruct:STAGE", ("model", "tokens"), ("model",)),
+    Place("instruct", "cluster.align.instruct:STAGE", ("model",), ("model",), if_there=("tokens",)),
     Place("rlhf", "cluster.align.rlhf:STAGE", ("model",), ("model",)),
     Place(
-        "evaluate", "cluster.evaluate.evaluate:STAGE", ("model", "tokens"), ("evaluation",),
-        config=as_written("evaluate"), wanted=aligned,
+        "evaluate", "cluster.evaluate.evaluate:STAGE", ("model",), ("evaluation",),
+        config=as_written("evaluate"), wanted=aligned, if_there=("tokens",),
     ),
     Place(
         "release", "cluster.release.release:STAGE", ("model", "base_evaluation", "evaluation"), ("release",),
@@ -157,7 +171,8 @@ def graph(recipe: Recipe) -> list[Step]:
         config = place.config_of(recipe)
         if config is None or not place.wanted(roles):
             continue
-        step = Step(place.name, place.load(), config, {role: roles[role] for role in place.reads})
+        read = (*place.reads, *(role for role in place.if_there if role in roles))
+        step = Step(place.name, place.load(), config, {role: roles[role] for role in read})
         steps.append(step)
         roles |= dict.fromkeys(place.writes, step)
     return steps

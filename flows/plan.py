@@ -98,13 +98,19 @@ def show(recipe: Recipe, steps: Sequence[Step], artifacts: Artifacts, console: T
         why = "; ".join(step.reasons[:MAX_REASONS]) + (f"; {more} more" if more > 0 else "")
         table.add_row(step.name, "runs", about, step.gist, why)
     put(table, console)
-    for line in other_machines(recipe, planned):
+    for line in (*begins(recipe), *other_machines(recipe, planned)):
         console.print(line)
     if to_run:
         beside = ", and stages that never ran in this store" if unknown else ""
         console.print(f"About {duration(total)} of work{beside}, and up to 20 s to start.")
     else:
         console.print("Nothing would run.")
+
+
+def begins(recipe: Recipe) -> list[str]:
+    """Which model the recipe's `base` means now, where its name doesn't say so."""
+    found = recipe._begins
+    return [f"Base: {recipe.base} is {found.name} now."] if found and found.name != recipe.base else []
 
 
 def other_machines(recipe: Recipe, planned: Sequence[Planned]) -> list[str]:
@@ -146,8 +152,8 @@ def _machine(recipe: Recipe, console: Terminal) -> Machine:
     from model.count import flops_per_token, parameters
     from model.precision import choose, matmul_peak
 
-    config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
-    counts, length = parameters(config), recipe.train.seq_len
+    config = recipe.network
+    counts, length = parameters(config), min(recipe.training.seq_len, config.max_seq_len)
     active = f", {count(counts.active)} active for a token" if counts.active < counts.total else ""
     console.print(
         Text(
@@ -159,7 +165,7 @@ def _machine(recipe: Recipe, console: Terminal) -> Machine:
         )
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype, why = choose(recipe.train.precision, device)
+    dtype, why = choose(recipe.training.precision, device)
     rate = matmul_peak(device, dtype)
     console.print(
         Text(

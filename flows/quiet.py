@@ -82,7 +82,8 @@ def quiet(path: Path, lasting: bool = False) -> Iterator[Terminal]:
         for fd in (*saved, log):
             os.close(fd)
         if own and not unhurried:
-            screen.close()
+            with contextlib.suppress(OSError):  # of a full disk: the error that `print` raised is the one to be told
+                screen.close()
         # `text` stays open: logging handlers made meanwhile may still hold it
 
 

@@ -6,14 +6,14 @@ A stage's table is that stage's own config class, so what a table allows is writ
     name = "mine"            [[sources]] [filter] [tokenizer] [pack]      the data
     extends = "base.toml"    [model] [train]                              pretraining; [model] preset = "10M"
     seed = 7                 [extend]                                     a longer context; absent or false: left out
-                             [instruct] [rlhf]                            alignment; absent or false: left out
-    store = "s3://b/p"       [evaluate] [release] [cluster] [tracking]
+    store = "s3://b/p"       [instruct] [rlhf]                            alignment; absent or false: left out
+    base = "models:/m/1"     [evaluate] [release] [cluster] [tracking]    base: in the place of a pretraining
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
@@ -34,6 +34,9 @@ from cluster.train.extend import ExtendConfig
 from flows.recipe_toml import Layers
 from model.config import ModelConfig
 from model.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from cluster.interop.base import BaseConfig
 
 
 def by_default(table: Any) -> Any:
@@ -63,6 +66,7 @@ class Recipe(BaseModel):
     name: str = Field(description="letters, digits, dashes; names the run and, by default, the registered model")
     seed: int = 0
     store: StoreConfig = by_default(StoreConfig)
+    base: str | None = Field(None, min_length=1, description="a model to begin with: cluster/interop/base.py")
     sources: tuple[Source, ...] = Field(min_length=1)
     corpus: CorpusTable = by_default(CorpusTable)
     filter: FilterConfig = by_default(FilterConfig)
@@ -78,6 +82,7 @@ class Recipe(BaseModel):
     cluster: ClusterConfig = by_default(ClusterConfig)
     tracking: TrackingConfig = by_default(TrackingConfig)
     _layers: Layers | None = PrivateAttr(None)
+    _begins: BaseConfig | None = PrivateAttr(None)  # what `base` meant when the recipe was read; `model` is then its
 
     @field_validator("name")
     @classmethod
@@ -91,10 +96,21 @@ class Recipe(BaseModel):
             raise UserError("must be a text in quotes: a folder, or s3://bucket/prefix.")
         return {"url": value} if isinstance(value, str) else value
 
-    @field_validator("extend", "instruct", "rlhf", "release", mode="before")
+    @field_validator("base", "extend", "instruct", "rlhf", "release", mode="before")
     @classmethod
     def _left_out(cls, value: Any) -> Any:
         return None if value is False else value
+
+    @property
+    def network(self) -> ModelConfig:
+        """The model that the line begins with, its vocabulary included."""
+        return self.model if self._begins else self.model.with_vocabulary(self.tokenizer.vocab_size)
+
+    @property
+    def training(self) -> TrainConfig:
+        """How the line trains first."""
+        tables = (self.extend, self.instruct, self.rlhf) if self.base else ()
+        return next((table.train for table in tables if table), self.train)
 
     @property
     def text(self) -> dict[str, Any]:
@@ -115,3 +131,9 @@ class Recipe(BaseModel):
     def files(self) -> list[Path]:
         """The files that it was read from, bases first."""
         return self._layers.files if self._layers else []
+
+
+class BasedRecipe(Recipe):
+    """A recipe that begins with a trained model, which needs no text."""
+
+    sources: tuple[Source, ...] = ()

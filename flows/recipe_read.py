@@ -14,24 +14,24 @@ from cluster.errors import UserError, nearest
 from cluster.evaluate.summary import metric_names
 from cluster.train.extend import extended
 from cluster.train.loop import objective_problem
-from flows import graph
-from flows.recipe import Recipe
+from flows import graph, recipe_base
+from flows.recipe import BasedRecipe, Recipe
 from flows.recipe_errors import Problem, RecipeError
 from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
 
 
-def recipe_class() -> type[Recipe]:
-    """Recipe, with a table for each stage of the line that it has no field for."""
+def recipe_class(kind: type[Recipe] = Recipe) -> type[Recipe]:
+    """Such a recipe, with a table for each stage of the line that it has no field for."""
     tables = {place.table or place.name: place for place in graph.LINE}
     extra: dict[str, Any] = {
         name: (place.load().config | None, None) for name, place in tables.items() if _unknown(name)
     }
     if not extra:
-        return Recipe
+        return kind
     left_out: Any = field_validator(*extra, mode="before")(lambda value: None if value is False else value)
-    return create_model("Recipe", __base__=Recipe, __validators__={"left_out": left_out}, **extra)
+    return create_model("Recipe", __base__=kind, __validators__={"left_out": left_out}, **extra)
 
 
 def _unknown(table: str) -> bool:
@@ -46,12 +46,30 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     layers = read_layers(name, overrides)
     write_out(layers)
-    recipe = validate(recipe_class(), layers)
-    problems = list(cross_checks(recipe, layers))
+    if not recipe_base.has_base(layers):
+        recipe = validate(recipe_class(), layers)
+        problems = cross_checks(recipe, layers)
+    else:
+        recipe, problems = _begun(validate(recipe_class(BasedRecipe), layers), layers)
     if problems:
         raise RecipeError(layers.name, problems)
     recipe._layers = layers
     return recipe
+
+
+def _begun(recipe: Recipe, layers: Layers) -> tuple[Recipe, list[Problem]]:
+    """The recipe with its base's model in the place of [model], and what is wrong with it."""
+    problems = list(recipe_base.conflicts(recipe, layers))
+    try:
+        base = recipe_base.found(recipe)
+        why = recipe_base.unable(recipe, base)
+    except UserError as error:
+        return recipe, [*problems, Problem("base", str(layers.origin(("base",))), f'"{recipe.base}"', str(error))]
+    if why is not None:
+        problems.append(Problem("base", str(layers.origin(("base",))), f'"{recipe.base}"', why))
+    recipe = recipe.model_copy(update={"model": base.network})
+    recipe._begins = base
+    return recipe, problems or cross_checks(recipe, layers)
 
 
 def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
@@ -79,8 +97,11 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         check_sources(recipe.filter, names)
     except UserError as error:
         wrong("filter", str(error))
-    final = ("model.max_seq_len", recipe.model.max_seq_len)
-    lengths: dict[str, tuple[int, tuple[str, int]]] = {"train.seq_len": (recipe.train.seq_len, final)}
+    begins = recipe._begins
+    final = ("base's context" if begins else "model.max_seq_len", recipe.model.max_seq_len)
+    lengths: dict[str, tuple[int, tuple[str, int]]] = {}
+    if not begins:
+        lengths["train.seq_len"] = (recipe.train.seq_len, final)
     if recipe.extend:
         final = ("extend.max_seq_len", recipe.extend.max_seq_len)
         lengths["extend.train.seq_len"] = (recipe.extend.train.seq_len, final)
@@ -96,28 +117,25 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         lengths["rlhf.train.seq_len"] = (recipe.rlhf.train.seq_len, final)
     for key, (length, (where, longest)) in lengths.items():
         if length > longest:
-            wrong(
-                key,
-                f"at most {where} = {longest}: lower {key} or raise {where}.",
-                str(length),
-            )
+            raised = "" if begins and not recipe.extend else f" or raise {where}"
+            wrong(key, f"at most {where} = {longest}: lower {key}{raised}.", str(length))
     if recipe.corpus.sources:
         wrong("corpus.sources", "sources are written as [[sources]], at the top level.")
     needed = replace(recipe.model, vocab_size=0).with_vocabulary(recipe.tokenizer.vocab_size).vocab_size
-    if recipe.model.vocab_size not in (0, needed):
+    if not begins and recipe.model.vocab_size not in (0, needed):
         wrong(
             "model.vocab_size",
             f"leave it out: the tokenizer sets it (tokenizer.vocab_size = {recipe.tokenizer.vocab_size}).",
             str(recipe.model.vocab_size),
         )
-    trainings = {"train": recipe.train}
+    trainings = {} if begins else {"train": recipe.train}
     trainings |= {"extend.train": recipe.extend.train} if recipe.extend else {}
     trainings |= {"instruct.train": recipe.instruct.train} if recipe.instruct else {}
     for key, train in trainings.items():
         problem = objective_problem(train, recipe.model)
         if problem:
             wrong(f"{key}.objective", problem, f'"{train.objective}"')
-    if not recipe.model.causal and recipe.model.position == "none":
+    if not begins and not recipe.model.causal and recipe.model.position == "none":
         wrong("model.position", 'with causal = false nothing else tells the order: "rope" or "learned".', '"none"')
     if recipe.rlhf:
         problem = policy_problem(recipe.model)
@@ -131,9 +149,9 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             for index, gate in enumerate(getattr(recipe.release, table)):
                 if gate.metric not in known:
                     close = nearest(gate.metric, known)
-                    hint = f"did you mean {close[0]}?" if close else f"it measures {', '.join(known)}."
+                    hint = f"did you mean {close[0]}?" if close else f"it measures {', '.join(known) or 'nothing'}."
                     wrong(f"release.{table}.{index}.metric", f"a metric of the evaluation: {hint}", f'"{gate.metric}"')
-    if recipe.rlhf is not None and recipe.instruct is None:
+    if recipe.rlhf is not None and recipe.instruct is None and not begins:
         wrong(
             "rlhf",
             "needs [instruct] before it: a model that never saw the chat format has nothing to reward.",

@@ -90,6 +90,13 @@ class Run:
         for step in steps:
             if step.stage.check and not found[step.name]:
                 step.stage.check(step, None)
+        if recipe._begins:
+            from cluster.interop.base import tokenizer_of
+
+            with tokenizer_of(recipe._begins) as folder:
+                for step in steps:
+                    if step.stage.check and not found[step.name]:
+                        step.stage.check(step, folder)
         tracking = recipe.tracking
         stop = StopFlag()
         return cls(
@@ -111,6 +118,7 @@ class Run:
             log=log,
             found=found,
             begun=begun,
+            measured=recipe._begins is not None,
         )
 
     @property

@@ -54,7 +54,9 @@ class Outgoing:
             yield
         except OSError as error:
             if error.errno not in LEFT:
-                raise
+                # Else what it says is taken for a file's; a copy of stdout has a number for a name.
+                name = self._stream.name.strip("<>") if isinstance(self._stream.name, str) else "stdout"
+                raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
             self.left = True
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still in its buffer goes there too

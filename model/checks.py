@@ -25,9 +25,9 @@ def at_least(name: str, given: float | None, least: float) -> None:
 
 
 def positive(name: str, given: float | None) -> None:
-    """UserError if `given` is a number that is not greater than 0."""
-    if given is not None and not given > 0:
-        raise UserError(f"{name} = {given} must be greater than 0")
+    """UserError if `given` is a number that is not greater than 0, or infinite."""
+    if given is not None and not 0 < given < float("inf"):
+        raise UserError(f"{name} = {given} must be greater than 0{' and finite' * (given > 0)}")
 
 
 def check_kinds(kind: type, values: Mapping[str, Any], within: str = "") -> None:

@@ -81,14 +81,14 @@ class Instruction:
 
     config: InstructConfig
     model: Artifact
-    tokens: Artifact
+    tokens: Artifact | None  # None: there is no text to replay
 
 
 def run_instruct(ws: Workspace) -> InstructSummary:
     """Fine-tune the input model. Writes a model artifact."""
     config: InstructConfig = ws.config
     found = config.model_copy(update={"data": tuple(map(located, config.data))})  # a worker has a folder of its own
-    given = Instruction(found, ws.inputs["model"], ws.inputs["tokens"])
+    given = Instruction(found, ws.inputs["model"], ws.inputs.get("tokens"))
     result = fit(ws, instruct_worker, given, progress(ws, config.train.steps))
     return export_model(ws, given.model.path(), result, InstructSummary)
 
@@ -106,7 +106,7 @@ def instruct_worker(worker: Worker, given: Instruction) -> dict | StoppedAt:
     tail = CANVAS if kind.generates == "unmasking" else 0
     train = config.train
     chats = ChatRows(examples.read_chat(config.data), Tokenizer(folder), train.seq_len, config.seed, kind.ahead, tail)
-    text = TokenRows(given.tokens.path(), train.seq_len, config.seed, ahead=kind.ahead)
+    text = TokenRows(given.tokens.path(), train.seq_len, config.seed, ahead=kind.ahead) if given.tokens else None
     rows = ReplayedRows(chats, text, config.replay, train.steps * train.batch_size, config.seed)
 
     def batches(step: int) -> Any:

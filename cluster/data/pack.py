@@ -137,7 +137,7 @@ def encode_unit(unit: RowGroup, artifact: Artifact, tokenizer: Tokenizer, split:
         data = text.encode()
         for key, part in zip(SPLITS, split.parts(data), strict=True):
             if part:
-                tokens = tokenizer.encode(text if part is data else part.decode(), bos=True, eos=True)
+                tokens = tokenizer.encode_document(text if part is data else part.decode())
                 ids.setdefault((key, source), []).append(np.array(tokens, dtype=dtype))
                 sizes.setdefault((key, source), []).append(len(part))
     return {

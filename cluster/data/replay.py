@@ -27,7 +27,7 @@ class ReplayedRows:
 
     Args:
         chats: the conversations' rows.
-        text: the pretraining's.
+        text: the pretraining's; None: there is none, and nothing is replayed.
         replay: share of the run's rows that are text, 0 to below 1.
         samples: rows of the whole run, steps times the global batch.
         seed: of the order.
@@ -36,10 +36,10 @@ class ReplayedRows:
         UserError: so few rows that one of the two would have none.
     """
 
-    def __init__(self, chats: ChatRows, text: TokenRows, replay: float, samples: int, seed: int = 0):
+    def __init__(self, chats: ChatRows, text: TokenRows | None, replay: float, samples: int, seed: int = 0):
         self.chats, self.text, self.seq_len, self.samples = chats, text, chats.seq_len, samples
         rows, shares = {CHAT: len(chats)}, {CHAT: 1 - replay}
-        self._first = np.cumsum([0, *(text.rows[source] for source in text.sources)])
+        self._first = np.cumsum([0, *(text.rows[source] for source in text.sources)] if text else [0])
         if replay:
             rows[TEXT], shares[TEXT] = int(self._first[-1]), replay
         self.order = Mixture(rows, shares, seed, run_block(samples))
@@ -63,6 +63,7 @@ class ReplayedRows:
     def _row(self, kind: str, number: int) -> RowBatch:
         if kind == CHAT:
             return self.chats.row(number)
+        assert self.text is not None
         source = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.text.row(self.text.sources[source], number - int(self._first[source]))
 

@@ -40,10 +40,14 @@ def summarise(scores: list[dict]) -> dict[str, float]:
     return metrics
 
 
-def not_measured(unscored: list[str], all_: bool) -> dict[str, str]:
-    """Why there are no bits per byte of sources without held-out text, and of the whole if there are no others."""
+def not_measured(unscored: list[str], all_: bool, text: bool = True) -> dict[str, str]:
+    """Why there are no bits per byte of sources without held-out text, and of the whole if there are no others.
+
+    text: whether the line reads any.
+    """
     why = {f"{name}/{s}": f"there is no held-out text of the source {s!r}" for s in unscored for name in BITS}
-    return why | (dict.fromkeys(BITS, "there is no held-out text of any source") if all_ else {})
+    none = "there is no held-out text of any source" if text else "the recipe has no [[sources]]"
+    return why | (dict.fromkeys(BITS, none) if all_ else {})
 
 
 def score_source(model: Artifact, tokens: Artifact, source: str, config: EvaluateConfig) -> dict | None:

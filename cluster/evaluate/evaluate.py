@@ -31,8 +31,9 @@ def external(config: EvaluateConfig) -> dict[str, str]:
 def run_evaluate(ws: Workspace) -> EvaluationSummary:
     """Writes metrics.json (flat) and samples.json; the summary is the flat metrics."""
     config: EvaluateConfig = ws.config
-    model, tokens = ws.inputs["model"], ws.inputs["tokens"]
-    sources = sorted(json.loads((tokens.path() / INDEX).read_text(encoding="utf-8"))["sources"])
+    model, tokens = ws.inputs["model"], ws.inputs.get("tokens")
+    index = tokens.path() / INDEX if tokens else None
+    sources = sorted(json.loads(index.read_text(encoding="utf-8"))["sources"]) if index else []
     parts: list[tuple[str, Any, tuple]] = [("bpb", score_source, (model, tokens, name, config)) for name in sources]
     tasks = [task.model_copy(update={"data": located(task.data)}) for task in config.tasks]
     parts += [("task", score_task, (model, task, config)) for task in tasks]
@@ -62,7 +63,7 @@ def run_evaluate(ws: Workspace) -> EvaluationSummary:
         ws.events.table("samples", ["prompt", "completion"], [[s["prompt"], s["completion"]] for s in samples])
     if scores:
         bpb_figure(ws, sorted(scores, key=lambda s: s["source"]))
-    return EvaluationSummary(metrics, not_measured(sorted(unscored), all_=not scores))
+    return EvaluationSummary(metrics, not_measured(sorted(unscored), all_=not scores, text=tokens is not None))
 
 
 STAGE = Stage(

@@ -21,8 +21,8 @@ SAMPLES = "samples.json"
 
 def metric_names(sources: Iterable[str], tasks: Iterable[str], causal: bool) -> list[str]:
     """What an evaluation of these sources and tasks may measure."""
-    bits = BITS if causal else (*BITS, BOUND_ERROR)
-    names = [*bits, *(f"{name}/{source}" for source in sources for name in bits)]
+    bits, sources = BITS if causal else (*BITS, BOUND_ERROR), list(sources)
+    names = [*(bits if sources else ()), *(f"{name}/{source}" for source in sources for name in bits)]
     return names + [f"{task}/{what}" for task in tasks for what in ("accuracy", "items")]
 
 

@@ -155,11 +155,23 @@ def import_gguf(source: Path, target: Path) -> Converted:
         ImportError: the library is missing; says how to install it.
         UserError: the file is broken, or holds a key or a tensor that a Llama of ours has no place for.
     """
-    from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.checkpoint import CONFIG, WEIGHTS
     from model.interop.convert import Converted
-    from model.sizes import check_sizes
     from model.tensors import save_tensors
+
+    config, tokenizer, tensors = read_gguf(source)
+    weights = read_weights(source, tensors, config)
+    target.mkdir(parents=True, exist_ok=True)
+    save_tensors(weights, target / WEIGHTS)
+    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(target)
+    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
+    return Converted("llama (GGUF)", config, sum(w.numel() for w in weights.values()), dtype, 1)
+
+
+def read_gguf(source: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Any]]:
+    """(config, tokenizer, tensors as the library has them) of a GGUF file; no weight is read. Errors: `import_gguf`."""
+    from cluster.data.tokenizer.tokenizer import Tokenizer
 
     load_gguf()
     given, tensors = open_gguf(source)
@@ -182,13 +194,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
     tokenizer = Tokenizer.from_bytes(model, own_info(model) or with_turns(model, tokenizer_info(given)))
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}.")
-    weights = read_weights(source, tensors, config)
-    target.mkdir(parents=True, exist_ok=True)
-    save_tensors(weights, target / WEIGHTS)
-    (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(target)
-    dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
-    return Converted("llama (GGUF)", config, sum(w.numel() for w in weights.values()), dtype, 1)
+    return config, tokenizer, tensors
 
 
 def their_names(config: ModelConfig) -> list[str]:

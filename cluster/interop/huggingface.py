@@ -35,20 +35,21 @@ def import_folder(source: Path, target: Path) -> tuple[Converted, str | None]:
         LookupError: `source` isn't a Hugging Face model's folder.
         ValueError: it can't be expressed here, its files contradict each other, or `target` holds something.
     """
+    return _whole(target, lambda folder: import_into(source, folder))
+
+
+def import_into(source: Path, folder: Path) -> tuple[Converted, str | None]:
+    """As `import_folder`, into a folder that is there; on an error it holds what was written until then."""
     from cluster.data.tokenizer.exchange import import_tokenizer
     from model.interop.convert import import_model
 
     check_links(source)
+    if source.suffix == ".gguf":
+        from cluster.interop.gguf import import_gguf
 
-    def fill(folder: Path) -> tuple[Converted, str | None]:
-        if source.suffix == ".gguf":
-            from cluster.interop.gguf import import_gguf
-
-            return import_gguf(source, folder), "sentencepiece"
-        done = import_model(source, folder)
-        return done, import_tokenizer(source, folder, done.config.vocab_size)
-
-    return _whole(target, fill)
+        return import_gguf(source, folder), "sentencepiece"
+    done = import_model(source, folder)
+    return done, import_tokenizer(source, folder, done.config.vocab_size)
 
 
 def export_folder(source: Path, target: Path, architecture: str | None, max_bytes: int) -> Converted:

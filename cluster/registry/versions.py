@@ -57,6 +57,11 @@ class Version:
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
 
+    @property
+    def base(self) -> str:
+        """The model that its line began with; "" for one that was trained from its start."""
+        return self.tags.get(f"{TAG}base", "")
+
 
 class Registry:
     """Look-ups in one MLflow's registry, by the quickest reader that knows the answer (reader.py).

@@ -144,7 +144,9 @@ def _run_id(ws: Workspace, client: MlflowClient) -> str:
 
 def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, str]:
     model, evaluation = ws.inputs["model"], ws.inputs["evaluation"]
-    lineage = {a.manifest.name or a.kind: a.manifest.key for a in ws.artifacts.lineage(model)}
+    made_from = ws.artifacts.lineage(model)
+    lineage = {a.manifest.name or a.kind: a.manifest.key for a in made_from}
+    base = next((a.summary["model"] for a in made_from if a.manifest.stage == "base"), "")
     tokens = evaluation.manifest.inputs.get("tokens")
     return {
         f"{TAG}fingerprint": ws.fingerprint,
@@ -157,7 +159,7 @@ def _tags(ws: Workspace, folder: Path, metrics: dict[str, float]) -> dict[str, s
         f"{TAG}parameters": str(count_parameters(folder / "model.safetensors")),
         f"{TAG}code_version": model.manifest.code_version,
         f"{TAG}sha256": model.manifest.files["model.safetensors"].sha256,
-    }
+    } | ({f"{TAG}base": base} if base else {})
 
 
 # -- judging -------------------------------------------------------------------------------------------------

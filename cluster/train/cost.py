@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.cost import Cost, Machine
+from cluster.interop.base import BaseConfig
 
 if TYPE_CHECKING:
     from cluster.stage import Step
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def model_of(step: Step) -> ModelConfig:
-    """The model that a training step makes, as far as its recipe tells: without looking at any artifact."""
+    """The model that a step makes, as far as its recipe tells: without looking at any artifact."""
+    if isinstance(step.config, BaseConfig):
+        return step.config.network
     if "model" not in step.inputs:
         vocab_size = step.inputs["tokenizer"].config.vocab_size
         return replace(step.config.model, vocab_size=0).with_vocabulary(vocab_size)

@@ -72,12 +72,19 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """For a command's first part: what the person gave wrongly ends it with code 2."""
+    """For a command's first part: what the person gave wrongly ends it with code 2.
+
+    A recipe that begins with a registered or another's model asks MLflow, or needs a package, already while it is read:
+    where these are missing, it ends with code 1.
+    """
     try:
         yield
     except UserError as error:
         say(f"Error: {paragraph(error)}")
         raise typer.Exit(2) from None
+    except (ConnectionError, ImportError) as error:
+        say(f"Error: {paragraph(error)}")
+        raise typer.Exit(1) from None
 
 
 class Ended(BaseException):

@@ -14,6 +14,7 @@ from flows.cli.generate import MODEL
 if TYPE_CHECKING:
     from model.interop.convert import Converted
 
+TEMPLATES = ("its own", "tokenmill's", "none")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -40,8 +41,10 @@ def import_(
             with named_by_a_person(folder):
                 done, tokenizer = import_folder(folder, target)
             uri = register_folder(target, name, done, folder.absolute()) if name is not None else None
-            chats = tokenizer is not None and has_roles(target)
-        show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder"}, console)
+            template = template_of(target) if tokenizer is not None else None
+        chats = template in TEMPLATES[:2]
+        told = {"chat template": template} if template is not None else {}
+        show(f"Imported {folder}", done, {"tokenizer": tokenizer or "none in the folder", **told}, console)
         if tokenizer is not None:
             from cluster.tracking.place import locate
             from flows.commands import tokenmill
@@ -79,12 +82,17 @@ def export(
         show(f"Exported to {folder}", done, {"weights": f"{done.files} file{'s' * (done.files > 1)}"}, console)
 
 
-def has_roles(folder: Path) -> bool:
-    """Whether a model's folder has a tokenizer that a conversation can be written with."""
+def template_of(folder: Path) -> str:
+    """A model's chat template: one of TEMPLATES, or why its own can't be used."""
     from cluster.data.tokenizer.chat import chats
     from cluster.data.tokenizer.tokenizer import Tokenizer
 
-    return chats(Tokenizer(folder))
+    tokenizer = Tokenizer(folder)
+    own, ours, none = TEMPLATES
+    if tokenizer.template is None:
+        return ours if chats(tokenizer) else none
+    problem = tokenizer.template.problem()
+    return own if problem is None else f"its own can't be used: {problem}"
 
 
 def check_name(name: str) -> None:

@@ -84,6 +84,7 @@ def one_version(v: Version, console: Any) -> None:
         "gate": f"{v.gate}: {v.reason}" if v.gate else "",
         "made": when(v),
         "recipe": v.recipe,
+        "base": v.base,
         "parameters": count(v.parameters) if v.parameters else "",
         "MLflow run": v.run_id,
     }

@@ -29,19 +29,7 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if given(folder / WEIGHTS):
-            files = {WEIGHTS: folder / WEIGHTS}
-        elif given(folder / INDEX):
-            named = sorted(set(_places(folder / INDEX).values()))
-            files = {name: inside(folder, name, folder / INDEX) for name in named}
-        else:
-            pickled = " (its .bin files are pickles, which can run any code: convert them first)"
-            has_pickle = any(folder.glob("*.bin"))
-            raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
-        missing = [name for name, path in files.items() if not given(path)]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise Missing(f"{folder}: {INDEX} names {', '.join(missing[:3])}{more}, which is not there.")
+        files = weight_files(folder)
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for name, path in files.items():
@@ -85,6 +73,28 @@ def count_tensors(folder: Path) -> int | None:
             return len(weights.names())
     except Missing:
         return None
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The files that hold a folder's tensors, by name.
+
+    Raises:
+        LookupError: there is none, or the index names a file that is missing.
+        UserError: the index names a file outside.
+    """
+    if given(folder / WEIGHTS):
+        return {WEIGHTS: folder / WEIGHTS}
+    if not given(folder / INDEX):
+        pickled = " (its .bin files are pickles, which can run any code: convert them first)"
+        has_pickle = any(folder.glob("*.bin"))
+        raise Missing(f"{folder} has no {WEIGHTS} and no {INDEX}{pickled if has_pickle else ''}.")
+    named = sorted(set(_places(folder / INDEX).values()))
+    files = {name: inside(folder, name, folder / INDEX) for name in named}
+    missing = [name for name, path in files.items() if not given(path)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise Missing(f"{folder}: {INDEX} names {', '.join(missing[:3])}{more}, which is not there.")
+    return files
 
 
 DTYPES = {

@@ -115,6 +115,35 @@ def _refused(*words: str) -> str:
     return " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}{{ m.content }", "broken, in line 1"),
+        ("{{ raise_exception('only tools here') }}", "refuses this: only tools here"),
+        ("{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "fails (TypeError"),
+    ],
+)
+def test_a_chat_template_that_no_conversation_can_be_written_by_is_said_at_import(folder, template, said):
+    their_chat_model(folder / "theirs")
+    words = " ".join(ok("import", "theirs", "--out", "good").split())
+    assert "chat template its own" in words and "chat " in words.partition("Next:")[2]
+    (folder / "theirs" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    words = " ".join(ok("import", "theirs", "--out", "ours").split())
+    assert "its own can't be used" in words and said in words
+    assert "chat" not in words.partition("Next:")[2].replace(str(folder), "")
+    (folder / "r.toml").write_text('name = "x"\nbase = "ours"\n[instruct]\ndata = ["c.jsonl"]\n', encoding="utf-8")
+    assert said in _refused("run", "r.toml", "--plan")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1.0"])
+def test_a_number_that_cannot_be_names_its_file(folder, value):
+    their_chat_model(folder / "theirs")
+    path = folder / "theirs" / "config.json"
+    text = path.read_text(encoding="utf-8").replace('"rms_norm_eps": 1e-06', f'"rms_norm_eps": {value}')
+    path.write_text(text, encoding="utf-8")
+    assert "theirs/config.json: norm_eps" in _refused("import", "theirs", "--out", "ours")
+
+
 @pytest.mark.parametrize("name", ["a@b", "a/1", "", "it's", "a%20b"])
 def test_a_name_that_the_registry_does_not_take_is_refused_before_anything_is_read(folder, name):
     refused = call("import", "nowhere", "--name", name, "--out", "ours")

@@ -86,6 +86,12 @@ def test_a_wrong_command_with_closed_streams_ends_with_its_code(tmp_path: Path, 
     assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_short_command_onto_a_full_disk_names_what_is_full(tmp_path: Path) -> None:
+    sqlite_place(tmp_path)
+    done = redirected(">/dev/full", sys.executable, "-m", "flows", "models", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("Error: stdout: the disk is full.")
+
+
 def test_only_a_reader_that_left_is_passed_over() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         out = Outgoing(full)

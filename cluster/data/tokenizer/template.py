@@ -113,6 +113,16 @@ class ChatTemplate:
         place, _, name = min(places)
         return place + len(name), name
 
+    def problem(self) -> str | None:
+        """Why no plain conversation can be written by it, of a user and an assistant; None if one can."""
+        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            self.render(asked[:1], prompt=True)
+            self.marked(asked)
+        except UserError as error:
+            return str(error)
+        return None
+
     def turn_end(self) -> str | None:
         """The special token that ends an assistant's message; None: the template has none, or can't be used."""
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -66,7 +66,8 @@ class Tokenizer:
         self._codec = make_codec(model, info)
         self.vocab_size: int = self._codec.size
         self.special: dict[str, int] = dict(info["special"])
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("pad", "unk", "bos", "eos"))
+        self.unk_id, self.bos_id, self.eos_id = (info[f"{n}_id"] for n in ("unk", "bos", "eos"))  # -1: it has none
+        self.pad_id: int = max(0, info["pad_id"])  # fills rows and is never learned or seen, so any id will do
         self.adds_bos: bool = info.get("adds_bos", True)
         self.end_id: int = info.get("end_id", {END: self.eos_id, **self.special}[END])
         # An imported model's own way to write a conversation; None: it has none, or it is ours (chat.py).
@@ -98,6 +99,15 @@ class Tokenizer:
         if eos:
             ids.append(self.eos_id)
         return ids
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a whole document, from a token after which its first is predicted to its eos.
+
+        It begins with bos, also where an imported model's prompts do not; with eos, which then stands between texts,
+        where the model has no bos.
+        """
+        start = self.bos_id if self.bos_id >= 0 else self.eos_id
+        return [i for i in (start, *self.encode(text), self.eos_id) if i >= 0]
 
     def encode_rendered(self, text: str, quoted: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
         """What an imported model's template wrote: its ids, and the (begin, end) in the text of each.

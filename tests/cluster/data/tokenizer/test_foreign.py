@@ -35,6 +35,32 @@ def test_a_thousand_odd_texts_are_encoded_and_decoded_alike(both):
             assert ours.decode(ids[number]) == left_out[number], repr(text)
 
 
+@pytest.mark.parametrize(
+    ("about", "begins", "ends"),
+    [
+        ({"bos_token": "<s>", "eos_token": "<eos>"}, ["<s>"], ["<eos>"]),
+        ({"eos_token": "<eos>"}, ["<eos>"], ["<eos>"]),
+        ({"bos_token": "<s>"}, ["<s>"], []),
+        ({}, [], []),
+    ],
+)
+def test_a_document_begins_and_ends_with_what_the_tokenizer_has(tmp_path, about, begins, ends):
+    byte_level(tmp_path)
+    file = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    size = 1 + max(t["id"] for t in file["added_tokens"])
+    tokens = {str(max(size, len(file["model"]["vocab"]))): token("<s>", True)}
+    write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast",
+                                              "added_tokens_decoder": tokens} | about)  # fmt: skip
+    write(tmp_path, "config.json", {"model_type": "llama"})
+    (tmp_path / "ours").mkdir()
+    import_tokenizer(tmp_path, tmp_path / "ours", 10_000)
+    ours = Tokenizer(tmp_path / "ours")
+    ids = ours.encode_document("The quick fox")
+    names = {"<s>": ours.bos_id, "<eos>": ours.eos_id}
+    assert ids == [*(names[n] for n in begins), *ours.encode("The quick fox"), *(names[n] for n in ends)]
+    assert ours.pad_id >= 0
+
+
 def test_every_id_goes_in_and_out(both):
     ours, theirs = both
     assert ours.vocab_size == len(theirs)
@@ -104,5 +130,6 @@ def test_no_file_is_written_outside_the_folder(tmp_path):
     import_tokenizer(tmp_path, tmp_path / "ours", 10_000)
     info = json.loads((tmp_path / "ours" / "tokenizer.json").read_text(encoding="utf-8"))
     write(tmp_path / "ours", "tokenizer.json", info | {"files": info["files"] | {"../outside.txt": "x"}})
-    export_tokenizer(Tokenizer(tmp_path / "ours"), tmp_path / "ours", 64)
+    with pytest.raises(UserError, match=r"\.\./outside\.txt"):
+        export_tokenizer(Tokenizer(tmp_path / "ours"), tmp_path / "ours", 64)
     assert not (tmp_path / "outside.txt").exists()
