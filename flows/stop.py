@@ -38,7 +38,7 @@ class StopFlag:
         return 128 + (self.signal or signal.SIGINT)
 
     def install(self) -> StopFlag:
-        """Take both signals; again at each look, since libraries put their own handlers over it (Ray, once it is up)."""
+        """Take both signals; again at each look: libraries put their own handlers over it, Ray once it is up."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 old = signal.signal(number, self._handle)
