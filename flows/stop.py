@@ -29,6 +29,8 @@ class StopFlag:
         self._old: dict[int, object] = {}
 
     def __call__(self) -> bool:
+        if self._old:
+            self.install()
         return self.signal is not None
 
     @property
@@ -36,7 +38,7 @@ class StopFlag:
         return 128 + (self.signal or signal.SIGINT)
 
     def install(self) -> StopFlag:
-        """Take both signals; again later, since libraries (Prefect, Ray) put their own handlers over it."""
+        """Take both signals; again at each look: libraries put their own handlers over it, Ray once it is up."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 old = signal.signal(number, self._handle)
@@ -58,6 +60,7 @@ class StopFlag:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
             _end_at_once(128 + number)
+        signal.alarm(0)  # Ray's own handler, if it came first, has set one that aborts the process in 3 seconds
         self.signal = number
         self.asked()
 

@@ -194,3 +194,32 @@ def test_the_flows_parameters_are_flat(prefect_api: str) -> None:
     properties = tokenmill.parameters.model_dump()["properties"]
     assert set(properties) == {"recipe", "overrides", "until"}
     assert properties["recipe"]["default"] == "demo"
+
+
+def test_a_served_flow_has_the_tasks_in_its_own_flow_run(
+    make_run: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `tokenmill` of flows/line.py is run by a deployment: the flow run is Prefect's, the work is in its thread."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.prefect_mirror import state_of
+    from flows.walk import walk
+
+    threads: list[Any] = []
+    run = make_run({"corpus": lambda ws: threads.append(threading.current_thread()) or {}, "filter": fine})
+
+    @flow(name="served", persist_result=False)
+    def served() -> Any:
+        run.watcher = Mirror(run).within_flow()
+        ending = walk(run)
+        run.close()
+        return state_of(ending)
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        state: Any = served(return_state=True)
+    assert state.is_completed() and run.unshown == ""
+    assert threads == [threading.main_thread()]
+    assert str(state.state_details.flow_run_id) == run.watcher.flow_run_id
+    assert {n: s[0] for n, s in task_states(prefect_api, run).items()} == {"corpus": "Completed", "filter": "Completed"}

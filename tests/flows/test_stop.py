@@ -117,10 +117,20 @@ def test_the_flag_survives_a_library_that_takes_the_signal() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopFlag() as flag:
         signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the library's handler"))
-        flag.install()
+        assert not flag()  # a stage that looks at it takes the signal back
         signal.raise_signal(signal.SIGTERM)
         assert flag()
     assert signal.getsignal(signal.SIGTERM) == before
+    flag()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_alarm_that_a_library_s_handler_has_set_is_taken_back() -> None:
+    """Ray's, which calls ours and would abort the process 3 s later, in the middle of the last checkpoint."""
+    with StopFlag() as flag:
+        signal.alarm(30)
+        signal.raise_signal(signal.SIGTERM)
+        assert flag() and signal.alarm(0) == 0
 
 
 @pytest.mark.parametrize("home", ["/dev/null", "odd"])
