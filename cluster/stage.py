@@ -163,6 +163,7 @@ class Workspace:
     recipe: str
     hooks: Hooks
     attempt: Attempt  # what it costs: a stage that uses several devices says so there
+    took_over: str = ""  # the lease of a dead run that was making the same; its own is `checkpoints.nonce`
     tracked: Tracked | None = None
 
     @property
@@ -292,7 +293,8 @@ def _make_once(
                 Attempt(artifacts.store, mark, held.nonce).clear()
             ours = replace(hooks, stopping=lambda: hooks.stopping() or held.lost())
             try:
-                return _make(step, inputs, artifacts, replace(surroundings, hooks=ours), there, checkpoints), False
+                around = replace(surroundings, hooks=ours)
+                return _make(step, inputs, artifacts, around, there, checkpoints, held.took_over), False
             except Stopped:
                 if hooks.stopping() or not held.lost():
                     raise
@@ -305,6 +307,7 @@ def _make(
     surroundings: Surroundings,
     replaced: Artifact | None,
     checkpoints: Checkpoints,
+    took_over: str = "",
 ) -> Artifact:
     """Run the stage and publish; `replaced` is what is there already and is not to be used."""
     mark, stage, hooks = fingerprint(step), step.stage, surroundings.hooks
@@ -322,6 +325,7 @@ def _make(
             recipe=surroundings.recipe,
             hooks=hooks,
             attempt=Attempt(artifacts.store, mark, checkpoints.nonce),
+            took_over=took_over,
         )
         workspace.tracked = hooks.begin(stage, workspace)
         if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
