@@ -330,7 +330,7 @@ def _make(
         workspace.tracked = hooks.begin(stage, workspace)
         if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
             raise Stopped(f"{step.name} stopped before it began.")
-        with workspace.attempt:
+        with workspace.attempt, surroundings.session.during() if stage.uses_ray else contextlib.nullcontext():
             summary = stage.run(workspace)
         wall, devices = workspace.attempt.total()
         if not isinstance(summary, stage.summary):

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.errors import Stopped
 from flows import prefect_logs, prefect_page
-from flows.faults import is_infrastructure_fault
+from flows.faults import in_a_line, is_infrastructure_fault
 from flows.run import Run
 
 RETRY_SECONDS = [5.0, 30.0]
@@ -50,9 +50,9 @@ def orchestrate(run: Run) -> State:
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import temporary_settings
 
-    url = run.api()
+    run.api()
     if run.stop():
         run.status = "KILLED"
         return Cancelled(name="Stopped", message="before the first stage")
@@ -61,7 +61,7 @@ def orchestrate(run: Run) -> State:
         return walk(run)
 
     line = Flow(opened, name=tokenmill.name, flow_run_name=run.name, persist_result=False)
-    with temporary_settings({PREFECT_API_URL: url} if url else {}):
+    with temporary_settings(run.server.settings() if run.server else {}):
         state: Any = line(run.source, list(run.overrides), run.until, return_state=True)
         # States and logs travel in the background: let the last ones arrive before the API is ended.
         EventsWorker.drain_all(timeout=10)
@@ -109,7 +109,10 @@ def stage_task(run: Run, name: str, logs: prefect_logs.RunLogs) -> Task:
 
     def worth_a_retry(_task: Any, _task_run: Any, state: State) -> bool:
         error = None if run.stop() else state.result(raise_on_failure=False)
-        return isinstance(error, BaseException) and is_infrastructure_fault(error)
+        if not isinstance(error, BaseException) or not is_infrastructure_fault(error):
+            return False
+        run.screen.fault(name, f"{in_a_line(error)} It is tried again.")
+        return True
 
     return Task(
         stage,
