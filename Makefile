@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two processes, a file each: much of the suite waits for servers and workers to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup kill-matrix lock clean
+.PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup kill-matrix lock audit licences clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model
 	$(BIN)/tokenmill run flows/recipes/demo.toml
@@ -51,6 +51,12 @@ kill-matrix: .venv/.installed-dev .venv-s3/.installed   ## each process of a run
 lock: .venv/.installed-dev        ## rewrite constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' > constraints.txt
 
+audit: .venv-audit/.installed     ## what is known against the packages of constraints.txt; fails where nobody answers
+	.venv-audit/bin/python infra/audit/audit.py constraints.txt $(ARGS)
+
+licences: .venv/.installed-dev    ## rewrite docs/licences.md from what is installed
+	$(BIN)/python -m tests.licences > docs/licences.md
+
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
@@ -64,6 +70,11 @@ lock: .venv/.installed-dev        ## rewrite constraints.txt from what is instal
 
 .venv-s3/.installed: infra/s3/install.sh infra/s3/requirements.txt
 	PYTHON=$(PYTHON) bash infra/s3/install.sh
+	touch $@
+
+.venv-audit/.installed: infra/audit/requirements.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install -q --disable-pip-version-check -r infra/audit/requirements.txt
 	touch $@
 
 .bench/.installed:

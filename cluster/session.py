@@ -4,27 +4,26 @@ With nothing configured, `Session.ensure()` starts Ray here with what the machin
 `RAY_ADDRESS` joins a cluster, and inside `ray job submit` the job's own. Ray is started once and kept until `close()`;
 a line whose stages are all cached never starts it.
 
-A Ray started here listens on loopback only and with a token of its own for each run, so that other users of the
-machine can't submit work to it. A cluster's own authentication settings are left as they are.
+A Ray started here listens on loopback only and with a token of its own for each run (ray_local.py). A cluster's own
+authentication settings are left as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
-import secrets
 import threading
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster import ray_local
 from cluster.errors import UserError
 from cluster.ray_address import check_address
-
-LOOPBACK = "127.0.0.1"
+from cluster.ray_watch import SYSTEM_CONFIG, RayLost, Watch
 
 # Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -36,9 +35,6 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Of a Ray started here. Nobody scrapes its metrics, and gathering them costs every process some of a small machine;
-# and its workers are what the machine is for, so they don't yield to everything else (Ray would make them nice by 15).
-LOCAL = {"RAY_enable_metrics_collection": "false", "RAY_worker_niceness": "0"}
 
 
 class ClusterConfig(BaseModel):
@@ -54,7 +50,15 @@ class ClusterConfig(BaseModel):
     )
     cpus_per_worker: float | None = Field(None, gt=0, description="default: the cluster's CPUs over its workers")
     use_gpu: bool | Literal["auto"] = "auto"
-    max_failures: int = Field(2, ge=0, description="restarts of a training whose worker or node died")
+    interface: str | None = Field(
+        None,
+        min_length=1,
+        description="the network interface (eth0) on which the workers of a training meet; default: that of Ray's own "
+        "address, which is loopback for a local Ray",
+    )
+    max_failures: int = Field(
+        2, ge=0, description="restarts of a training whose worker or node died, and of a stage whose local Ray did"
+    )
     object_store_mb: int = Field(512, ge=80, description="a local Ray's shared memory for objects")
 
 
@@ -63,18 +67,18 @@ class Session:
 
     Args:
         config: the recipe's `[cluster]`.
-        log_dir: folder for Ray's own logs of a local start; default: Ray's temporary folder.
     """
 
-    def __init__(self, config: ClusterConfig | None = None, log_dir: Path | None = None):
+    def __init__(self, config: ClusterConfig | None = None):
         self.config = config or ClusterConfig.model_validate({})
-        self.log_dir = log_dir
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ready, self._closing = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._started = False
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
+        self._watch: Watch | None = None  # of a Ray that was started here
+        self._losses, self._burial = 0, threading.Lock()
 
     def start(self) -> None:
         """Begin to start Ray, unless it is up or under way; one that failed is tried again. Returns at once.
@@ -99,6 +103,9 @@ class Session:
             UserError: at the address is no cluster that can be joined; nothing was lost, so no retry mends it.
         ConnectionError: Ray doesn't start here; the next call tries again.
         """
+        watch = self._watch
+        if watch and watch.problem():
+            self._bury(watch)
         self.start()
         while not self._ready.wait(0.1):
             if stopping():
@@ -111,6 +118,25 @@ class Session:
         if self.address:
             raise UserError(f"{self.named} is {self.address!r}, and Ray can't be joined there: {error}") from error
         raise ConnectionError(f"Ray did not start on this machine: {error}") from error
+
+    @contextlib.contextmanager
+    def during(self) -> Iterator[None]:
+        """What uses Ray runs within this. After a loss the next `ensure` starts another Ray.
+
+        Raises:
+            RayLost: a Ray that was started here has ended under it.
+        """
+        watch = self._watch
+        if watch is None:
+            yield
+            return
+        try:
+            with watch.during(self._losses < self.config.max_failures):
+                yield
+        except RayLost:
+            self._losses += 1
+            self._bury(watch)
+            raise
 
     @property
     def address(self) -> str | None:
@@ -162,6 +188,9 @@ class Session:
 
     def close(self) -> None:
         """Stop the Ray that this session started; leave a cluster that it joined."""
+        if self._watch:
+            self._watch.stop()
+            self._watch = None
         if self._ours:
             import ray
 
@@ -172,6 +201,17 @@ class Session:
         if self._thread is not None:
             self._thread.join(1)
             self._thread = None
+
+    def _bury(self, watch: Watch) -> None:
+        """End what is left of a Ray that has lost a part; once, whoever comes first."""
+        from ray._private import worker
+
+        with self._burial:
+            if self._watch is watch:
+                watch.stop()
+                worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
+                watch.end_agents()
+                self.close()
 
     def _run(self, ready: threading.Event, closing: threading.Event) -> None:
         try:
@@ -197,22 +237,27 @@ class Session:
                 options["runtime_env"] = {"py_modules": _own_packages()}
             ray.init(address=self.address or "auto", **options)
         else:
-            _private_token()
-            for key, value in LOCAL.items():
-                os.environ.setdefault(key, value)
-            import ray
+            with ray_local.starting():
+                import ray
 
-            if ray.is_initialized():
-                return
-            ray.init(
-                address="local",  # also where another Ray runs on this machine: nobody said to join it
-                num_cpus=os.cpu_count() or 1,
-                include_dashboard=False,
-                object_store_memory=self.config.object_store_mb * 2**20,
-                _node_ip_address=LOOPBACK,
-                _temp_dir=str(self.log_dir) if self.log_dir else None,
-                **options,
-            )
+                if ray.is_initialized():
+                    return
+                folder = ray_local.folder()
+                ray.init(
+                    address="local",  # also where another Ray runs on this machine: nobody said to join it
+                    num_cpus=os.cpu_count() or 1,
+                    include_dashboard=False,
+                    object_store_memory=self.config.object_store_mb * 2**20,
+                    _node_ip_address=ray_local.LOOPBACK,
+                    _temp_dir=str(folder) if folder else None,
+                    _system_config=SYSTEM_CONFIG,
+                    **options,
+                )
+                from ray._private import worker
+
+                started = worker._global_node.all_processes  # type: ignore[union-attr]
+                processes = {name: found[0].process for name, found in started.items() if found}
+                self._watch = watch = Watch(processes, lambda: self._bury(watch))
         self._ours = True
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -221,20 +266,6 @@ class Session:
 def _in_job() -> bool:
     """Whether this process is a job's, which Ray itself has told where it is."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _private_token() -> None:
-    """A token for this run's own Ray, in this process's environment, which its children inherit.
-
-    Ray's default would write one token into the home folder and keep it. A Ray that was imported before has
-    already read the mode, and is made to read it again.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        from ray._raylet import Config  # type: ignore  (Cython: no stubs)
-
-        Config.initialize("")
 
 
 def _own_packages() -> list[str]:

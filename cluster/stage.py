@@ -164,6 +164,7 @@ class Workspace:
     recipe: str
     hooks: Hooks
     attempt: Attempt  # what it costs: a stage that uses several devices says so there
+    took_over: str = ""  # the lease of a dead run that was making the same; its own is `checkpoints.nonce`
     tracked: Tracked | None = None
 
     @property
@@ -293,7 +294,8 @@ def _make_once(
                 Attempt(artifacts.store, mark, held.nonce).clear()
             ours = replace(hooks, stopping=lambda: hooks.stopping() or held.lost())
             try:
-                return _make(step, inputs, artifacts, replace(surroundings, hooks=ours), there, checkpoints), False
+                around = replace(surroundings, hooks=ours)
+                return _make(step, inputs, artifacts, around, there, checkpoints, held.took_over), False
             except Stopped:
                 if hooks.stopping() or not held.lost():
                     raise
@@ -306,6 +308,7 @@ def _make(
     surroundings: Surroundings,
     replaced: Artifact | None,
     checkpoints: Checkpoints,
+    took_over: str = "",
 ) -> Artifact:
     """Run the stage and publish; `replaced` is what is there already and is not to be used."""
     mark, stage, hooks = fingerprint(step), step.stage, surroundings.hooks
@@ -323,11 +326,12 @@ def _make(
             recipe=surroundings.recipe,
             hooks=hooks,
             attempt=Attempt(artifacts.store, mark, checkpoints.nonce),
+            took_over=took_over,
         )
         workspace.tracked = hooks.begin(stage, workspace)
         if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
             raise Stopped(f"{step.name} stopped before it began.")
-        with workspace.attempt:
+        with workspace.attempt, surroundings.session.during() if stage.uses_ray else contextlib.nullcontext():
             summary = stage.run(workspace)
         wall, devices = workspace.attempt.total()
         if not isinstance(summary, stage.summary):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator
 
 from cluster.errors import Stopped, UserError
+from cluster.ray_watch import RayLost
 
 NEVER = (UserError, ValueError, TypeError, LookupError, AssertionError, Stopped, KeyboardInterrupt)
 BUILTIN = (ConnectionError, TimeoutError)
@@ -90,11 +92,19 @@ def is_infrastructure_fault(error: BaseException) -> bool:
     for link in _chain(error):
         if _disk_number(link) is not None:
             return False
+        if isinstance(link, RayLost):
+            return link.again
         if _by_name(link) or isinstance(link, BUILTIN):
             return True
         if isinstance(link, NEVER):
             return False
     return False
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, for a line of the screen."""
+    words = textwrap.shorten(str(error).split("\n")[0] or type(error).__name__, 240, placeholder=" …")
+    return words if words.endswith((".", "!", "?", "…")) else f"{words}."
 
 
 def _by_name(error: BaseException) -> bool:

@@ -194,18 +194,18 @@ class Mirror(Watcher):
             Exception: whatever Prefect's engine raises once the flow run has begun; before, it is tried again.
         """
         from prefect import Flow
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import temporary_settings
 
         run = self.run
-        url = run.api()
-        if run.server and url is None:  # stopped before it was up
+        run.api()
+        if run.server and not run.server.answered:  # stopped before it was up
             return False
 
         def opened(recipe: str, overrides: list[str], until: str | None) -> State:
             return self._tasks()
 
         line = Flow(opened, name=FLOW, flow_run_name=run.name, persist_result=False)
-        with temporary_settings({PREFECT_API_URL: url} if url else {}):
+        with temporary_settings(run.server.settings() if run.server else {}):
             while True:
                 try:
                     line(run.source, list(run.overrides), run.until, return_state=True)

@@ -1,5 +1,7 @@
 """Prefect's embedded API, where no server is configured: a child process on loopback, its chatter in the log file.
 
+It asks for a password that is this run's own: loopback is open to every user of a machine.
+
 Prefect starts one itself, but in the terminal's process group, so that Ctrl-C takes the server away from the run that
 is about to write its checkpoint; it also outlives a killed parent, and it starts only when the flow does. This one has
 a session of its own, ends when the pipe from its parent closes (however the parent ended), and starts while other
@@ -10,15 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 300  # the very first start also makes Prefect's database
 
@@ -29,7 +32,7 @@ def provide_home() -> None:
     What is in it is not for keeping: nothing that the line needs is in Prefect's database. To be called before Prefect
     is imported.
     """
-    from cluster.cache import user, writable  # not above: the child runs this file with nothing else
+    from cluster.cache import own_temporary, writable  # not above: the child runs this file with nothing else
 
     if "PREFECT_HOME" in os.environ:
         return
@@ -38,8 +41,8 @@ def provide_home() -> None:
     except RuntimeError:  # no home at all
         usable = False
     if not usable:
-        home = Path(tempfile.gettempdir()) / f"tokenmill-{user()}" / "prefect"
-        home.mkdir(parents=True, exist_ok=True)
+        home = own_temporary() / "prefect"
+        home.mkdir(exist_ok=True)
         os.environ["PREFECT_HOME"] = str(home)
 
 
@@ -65,16 +68,28 @@ def configured_api() -> str | None:
 
 
 class EmbeddedServer:
-    """A Prefect API of this run's own."""
+    """A Prefect API of this run's own.
 
-    def __init__(self) -> None:
+    Args:
+        password: what it asks its callers for, "" for nothing; default: a random one.
+    """
+
+    def __init__(self, password: str | None = None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        password = secrets.token_urlsafe(32) if password is None else password
+        self._auth = f"tokenmill:{password}" if password else ""  # user:password, as HTTP's basic scheme has it
         self.url = ""
         self.answered = False
 
     def ended(self) -> bool:
         """Whether its process is gone, by itself or by whomever."""
         return self._process is not None and self._process.poll() is not None
+
+    def settings(self) -> dict[Any, str]:
+        """Prefect's settings with which this process is its client; to be asked after `start`."""
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+        return {PREFECT_API_URL: self.url, **({PREFECT_API_AUTH_STRING: self._auth} if self._auth else {})}
 
     def start(self) -> None:
         """Begin; `wait` says when it answers. Its output goes where this process's stderr goes."""
@@ -89,6 +104,10 @@ class EmbeddedServer:
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
+        for name in ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"):  # not those of a user's own server
+            env.pop(name, None)
+            if self._auth:
+                env[name] = self._auth  # which only this user's processes can read there
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).resolve()), str(listener.fileno())],
             stdin=subprocess.PIPE,

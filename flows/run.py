@@ -157,9 +157,10 @@ class Run:
             {"tokenmill.overrides": " ".join(self.overrides)} if self.overrides else None,
         )
 
-    def api(self) -> str | None:
-        """The embedded Prefect API's URL once it answers; None where the user has a server."""
-        return self.server.wait(self.stop) if self.server else None
+    def api(self) -> None:
+        """Wait until the embedded Prefect API answers, where the user has no server, or for a stop."""
+        if self.server:
+            self.server.wait(self.stop)
 
     def close(self) -> None:
         """End what was started. Never raises: the run's own outcome is what counts."""
@@ -247,6 +248,8 @@ class Run:
             ws.fingerprint,
             events_path=ws.out / "events.jsonl",
             params=config_json(ws.config),
+            lease=ws.checkpoints.nonce,
+            took_over=ws.took_over,
         )
         return self.runs[ws.step]
 

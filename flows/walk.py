@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from cluster.errors import Stopped
-from flows.faults import is_infrastructure_fault
+from flows.faults import in_a_line, is_infrastructure_fault
 from flows.run import Run
 from flows.watch import Ending
 
@@ -49,6 +49,7 @@ def _step(run: Run, name: str) -> Ending:
             run.watcher.ended(name, error, again)
             if not again:
                 return Ending("failed", f"{name}: {error}")
+            run.screen.fault(name, f"{in_a_line(error)} It is tried again.")
             _wait(run, wait or 0.0)
         else:
             run.watcher.ended(name, None, False)

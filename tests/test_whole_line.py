@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.listening import is_loopback, listening
 from tests.whole_line import RECIPE, STEPS, asked, command, curve, environment, manifests, run
 
 pytestmark = pytest.mark.slow
@@ -25,10 +26,18 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Path:
+def heard() -> set[tuple[str, str]]:
+    """What listened while the whole line ran with two workers: (address, command)."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path, heard: set[tuple[str, str]]) -> Path:
     """A folder in which the whole line has run."""
     folder = tmp_path_factory.mktemp("line")
-    run(folder, prefect_home)
+    with listening() as sockets:
+        run(folder, prefect_home)
+    heard |= sockets
     return folder
 
 
@@ -36,6 +45,12 @@ def test_the_line_makes_every_artifact_and_registers_a_champion(finished: Path) 
     assert set(manifests(str(finished / "store"))) == STEPS
     completed, answered = asked(finished)
     assert isinstance(completed[0], str) and isinstance(answered[0], str)
+
+
+def test_all_that_the_line_starts_listens_on_loopback_alone(finished: Path, heard: set[tuple[str, str]]) -> None:
+    for part in ("gcs_server", "raylet", "prefect_server.py", "flows run", "RayTrainWorker", "DashboardAgent"):
+        assert any(part in command for _, command in heard), f"{part} was not looked at"
+    assert [one for one in heard if not is_loopback(one[0])] == []
 
 
 def test_a_second_run_finds_everything_cached(finished: Path, prefect_home: Path) -> None:

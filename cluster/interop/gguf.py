@@ -172,6 +172,7 @@ def import_gguf(source: Path, target: Path) -> Converted:
 def read_gguf(source: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Any]]:
     """(config, tokenizer, tensors as the library has them) of a GGUF file; no weight is read. Errors: `import_gguf`."""
     from cluster.data.tokenizer.tokenizer import Tokenizer
+    from model.sizes import check_sizes
 
     load_gguf()
     given, tensors = open_gguf(source)

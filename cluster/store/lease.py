@@ -8,6 +8,9 @@ STORE/work/FINGERPRINT/lease.json names the owner. An owner is dead when its lea
 TAKEN_OVER_SECONDS of the observer's own time (two machines' clocks are never compared), and at once where it
 ran on this machine and the kernel has let go of its lock.
 
+Whom this took over from is known by its nonce (`Lease.took_over`): that is the one judgement on who is dead, and
+whoever has to know (tracking) goes by it. No clock of the wall is in it.
+
 A lease spares work; it does not make publishing safe, which it is without. An owner that was paused for so long that
 another took over is asked to stop (`Lease.lost`), and `holds` keeps it from the other's checkpoints.
 """
@@ -46,15 +49,16 @@ def lease(
     """
     place = place_of(store, fingerprint)
     mine = Owner.this_process(step)
-    _acquire(place, mine, stopping, say)
-    held = Lease(place, mine)
+    took_over = _acquire(place, mine, stopping, say)
+    held = Lease(place, mine, took_over)
     try:
         yield held
     finally:
         held.close()
 
 
-def _acquire(place: Place, mine: Owner, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
+def _acquire(place: Place, mine: Owner, stopping: Callable[[], bool], say: Callable[[str], None]) -> str:
+    """Returns the nonce of the dead owner whose lease it was, "" of one that was free."""
     watched: Seen | None = None
     quiet, looked, said = 0.0, time.monotonic(), -math.inf
     while True:
@@ -64,9 +68,10 @@ def _acquire(place: Place, mine: Owner, stopping: Callable[[], bool], say: Calla
         watched, looked = seen, now
         if seen is None or seen.dead or quiet > TAKEN_OVER_SECONDS:
             if place.take(mine, seen):
-                if seen is not None:
-                    _log.info("Took over %s from %s, which is dead or suspended.", mine.step, seen.owner)
-                return
+                if seen is None:
+                    return ""
+                _log.info("Took over %s from %s, which is dead or suspended.", mine.step, seen.owner)
+                return seen.owner.nonce
             continue
         if stopping():
             raise Stopped(f"{mine.step} was not begun: it waited for {seen.owner}.")
@@ -79,8 +84,9 @@ def _acquire(place: Place, mine: Owner, stopping: Callable[[], bool], say: Calla
 class Lease:
     """A lease that is held, and renewed by a thread until `close`."""
 
-    def __init__(self, place: Place, owner: Owner):
+    def __init__(self, place: Place, owner: Owner, took_over: str = ""):
         self.nonce = owner.nonce  # see `holds`
+        self.took_over = took_over  # the nonce of its last owner, if that one is dead or suspended
         self._place, self._owner = place, owner
         self._lost, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)

@@ -122,7 +122,7 @@ class _InFolder:
     def take(self, mine: Owner, seen: Seen | None) -> bool:
         with self._alone():
             now = self.look()
-            if now is not None and not now.dead and now != seen:
+            if (now and now.owner) != (seen and seen.owner) or (now and not now.dead and now != seen):
                 return False
             fresh = self.path.with_name(f"{TEMPORARY}{mine.nonce}")
             while self.descriptor < 0:

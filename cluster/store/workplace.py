@@ -13,11 +13,10 @@ import fcntl
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.cache import user
+from cluster.cache import own_temporary
 from cluster.store import Store
 from cluster.store.base import WORK
 
@@ -74,4 +73,4 @@ def _work_folder(store: Store, fingerprint: str) -> Path:
     own = store.folder(f"{WORK}/{fingerprint}")
     if own is not None:
         return own
-    return Path(tempfile.gettempdir()) / f"tokenmill-{user()}" / WORK / fingerprint
+    return own_temporary() / WORK / fingerprint

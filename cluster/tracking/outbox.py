@@ -37,11 +37,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TAG = "tokenmill."
-ID, ALIVE, FINGERPRINT = f"{TAG}id", f"{TAG}alive", f"{TAG}fingerprint"
+ID, ALIVE, LEASE = f"{TAG}id", f"{TAG}alive", f"{TAG}lease"
 BATCH = 900  # metrics in one request; MLflow's limit is 1,000 entities
 PARAMS = 100  # its limit on params, and on tags, in one request
-ALIVE_EVERY = 60.0  # seconds between two signs of life of a run
-DEAD_AFTER = 300.0  # a run without one for so long, and RUNNING, belongs to a process that was killed
+ALIVE_EVERY = 60.0  # seconds between two signs of life of a run: the last is when a killed one ended
 ATTEMPTS = 5  # at one file that the artifact store refuses while the tracking store answers
 # MLflow's codes for a request that will be as wrong the next time.
 PERMANENT = {
@@ -167,8 +166,8 @@ class Delivery:
         if position.asked and not position.run_id:
             position.run_id = next(iter(self._search(f"tags.`{ID}` = '{identity}'")), "")
         if not position.run_id:
-            if event.get("fingerprint"):
-                self._bury(event["fingerprint"])
+            if event.get("took_over", "").isalnum():  # it is out of a file, and goes into a query
+                self._bury(event["took_over"])
             tags = {k: _short(v, 8000) for k, v in event["tags"].items()} | {ID: identity, ALIVE: str(_now())}
             parent = event.get("parent")
             if parent:
@@ -183,14 +182,14 @@ class Delivery:
         runs = self.client.search_runs([self.experiment], condition, max_results=50)
         return [r.info.run_id for r in runs]
 
-    def _bury(self, fingerprint: str) -> None:
-        """Runs of the same work that a killed process left RUNNING, also on another machine: KILLED."""
-        mine = {p.run_id for p in self._positions.values()}
-        condition = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'"
-        for run_id in self._search(condition):
+    def _bury(self, lease: str) -> None:
+        """The run that a dead process left RUNNING, also on another machine, whose lease was taken over: KILLED.
+
+        The store has judged who is dead; two machines' clocks, and one's before and after it was set, say nothing.
+        """
+        for run_id in self._search(f"tags.`{LEASE}` = '{lease}' and attributes.status = 'RUNNING'"):
             alive = int(self.client.get_run(run_id).data.tags.get(ALIVE, "0"))
-            if run_id not in mine and _now() - alive > DEAD_AFTER * 1000:
-                self._ask(lambda i=run_id, t=alive: self.client.set_terminated(i, "KILLED", t or None))
+            self._ask(lambda i=run_id, t=alive: self.client.set_terminated(i, "KILLED", t or None))
 
     def _sign_of_life(self, key: str, position: Position) -> None:
         if time.monotonic() - self._alive.get(key, 0.0) > ALIVE_EVERY:

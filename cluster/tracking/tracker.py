@@ -183,8 +183,14 @@ class Tracker:
         summary: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        lease: str = "",
+        took_over: str = "",
     ) -> Run:
         """Open a stage's run; of a cached one the line's run has the summary, and a link to the run that made it.
+
+        Args:
+            lease: the nonce of the lease under which it is made.
+            took_over: that of a dead owner whose lease it was; the run of that one is marked KILLED.
 
         Returns:
             The stage's run; the line's for a cached stage.
@@ -200,7 +206,9 @@ class Tracker:
             self.wake()
             return self.line
         own = {f"{TAG}stage": step, f"{TAG}fingerprint": fingerprint}
-        run = self._open(step, step, self.line.key, {**own, **(tags or {})}, fingerprint)
+        if lease:
+            own[f"{TAG}lease"] = lease
+        run = self._open(step, step, self.line.key, {**own, **(tags or {})}, took_over)
         if params:
             run.log.params(flatten(params))
         if events_path is not None:
@@ -282,7 +290,7 @@ class Tracker:
         label: str,
         parent: str | None,
         tags: Mapping[str, Any],
-        fingerprint: str = "",
+        took_over: str = "",
     ) -> Run:
         safe = "".join(c if c.isalnum() or c in "_-." else "_" for c in label)
         with self._guard:
@@ -296,7 +304,7 @@ class Tracker:
                 "parent": parent,
                 "start": _now(),
                 "tags": {"mlflow.user": user(), "mlflow.source.name": "tokenmill", **tags},
-                "fingerprint": fingerprint,
+                "took_over": took_over,
             }
         )
         self.wake()

@@ -71,8 +71,10 @@ def fit(
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+
+    from cluster.train.rendezvous import Rendezvous
 
     session = ws.session
     workers, use_gpu, cpus = session.workers()
@@ -99,7 +101,7 @@ def fit(
         scaling_config=ScalingConfig(  # none: Ray Train's local mode, in this process
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} if workers else None
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo", interface=session.config.interface),
         run_config=RunConfig(
             name=ws.fingerprint,
             storage_path=str(scratch),  # holds no checkpoint: those go to our store

@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from cluster.ray_local import LOOPBACK, starting
+
 
 @pytest.fixture(scope="session")
 def ray_local():
@@ -22,15 +24,16 @@ def ray_local():
 
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200 << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        with starting():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=200 << 20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=LOOPBACK,
+            )
     yield ray
     if started:
         ray.shutdown()

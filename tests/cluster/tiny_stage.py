@@ -31,6 +31,7 @@ def write_text(ws) -> Given:
         encoding="utf-8",
     )
     ws.events.metrics(1, {"loss": 0.5})
+    ws.attempt.devices = 3
     return Given({"length": len(ws.config.text), "devices": 3})
 
 

@@ -18,7 +18,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch = pytest.MonkeyPatch()
     patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
     patch.setenv("DO_NOT_TRACK", "1")
-    server = EmbeddedServer()
+    server = EmbeddedServer(password="")  # as a server of the user's own on this machine
     server.start()
     try:
         yield server.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -116,5 +116,5 @@ def test_a_made_stage_leaves_no_folder_to_build_in(store_url):
     step = Step("corpus", stage(), Config(text=uuid.uuid4().hex), {})
     run_step(step, artifacts)
     own = artifacts.store.folder(f"work/{fingerprint(step)}")
-    temporary = Path(tempfile.gettempdir()) / f"tokenmill-{getpass.getuser()}" / "work" / fingerprint(step)
+    temporary = Path(tempfile.gettempdir()) / f"tokenmill-{os.getuid()}" / "work" / fingerprint(step)
     assert not (own or temporary).exists()

@@ -130,23 +130,6 @@ def test_a_killed_process_loses_no_point_and_its_runs_are_marked_killed(place, t
     assert not [p for p in place.state.iterdir() if p.is_dir()]
 
 
-def test_a_run_that_died_on_another_machine_is_marked_killed(place, monkeypatch):
-    client = connect(place.uri)
-    experiment = client.create_experiment("line", place.artifact_root)
-    old = str(int((time.time() - 3600) * 1000))
-    young = str(int(time.time() * 1000))
-    tags = {"tokenmill.fingerprint": "f1"}
-    dead = client.create_run(experiment, tags={**tags, "tokenmill.alive": old}, run_name="dead")
-    alive = client.create_run(experiment, tags={**tags, "tokenmill.alive": young}, run_name="alive")
-    other = client.create_run(experiment, tags={"tokenmill.fingerprint": "f2", "tokenmill.alive": old})
-    track = tracker(place)
-    track.start_line("demo")
-    track.stage("pretrain", "f1").finish()
-    assert track.finish(timeout=60)
-    statuses = [client.get_run(r.info.run_id).info.status for r in (dead, alive, other)]
-    assert statuses == ["KILLED", "RUNNING", "RUNNING"]
-
-
 def test_a_server_that_is_away_delays_nothing_and_the_next_run_delivers(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Place("http://127.0.0.1:9", None, place.state)

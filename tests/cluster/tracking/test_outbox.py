@@ -79,25 +79,21 @@ def test_events_that_are_begun_anew_are_read_from_their_start(place, tmp_path):
     assert [p[:2] for p in curve(place, box.run.info.run_id, "loss")] == [(s, float(s)) for s in range(6)]
 
 
-def test_a_run_of_the_same_work_that_gives_no_sign_of_life_is_marked_killed(place, tmp_path):
+def test_the_run_whose_lease_was_taken_over_is_marked_killed(place, tmp_path):
     client = connect(place.uri)
     experiment = client.create_experiment("line", place.artifact_root)
-    tags = {"tokenmill.fingerprint": "f1", "tokenmill.alive": "1"}
-    other = client.create_run(experiment, tags=tags, run_name="other").info.run_id
-    Box(place, tmp_path / "made", "made", fingerprint="f1").delivery.pump()
-    assert client.get_run(other).info.status == "KILLED"
-    assert client.get_run(other).info.end_time == 1  # its last sign of life
+    tags = {"tokenmill.lease": "a1", "tokenmill.alive": "1"}
+    dead = client.create_run(experiment, tags=tags, run_name="dead").info.run_id
+    other = client.create_run(experiment, tags={**tags, "tokenmill.lease": "a2"}, run_name="other").info.run_id
+    Box(place, tmp_path / "made", "made", took_over="a1").delivery.pump()
+    assert (client.get_run(dead).info.status, client.get_run(other).info.status) == ("KILLED", "RUNNING")
+    assert client.get_run(dead).info.end_time == 1  # its last sign of life
 
 
-def test_a_line_s_own_runs_are_never_taken_for_dead(place, tmp_path, monkeypatch):
-    """This machine slept: the sign of life is old, the process is not dead."""
-    monkeypatch.setattr(outbox, "DEAD_AFTER", -1)
-    box = Box(place, tmp_path / "box", fingerprint="f1", tags={"tokenmill.fingerprint": "f1"})
+def test_what_a_lease_names_as_its_owner_is_no_query(place, tmp_path):
+    box = Box(place, tmp_path / "box", took_over="' OR 1 = 1 --")
     box.delivery.pump()
-    again = {"type": "open", "name": "again", "parent": None, "start": LATE, "tags": {}, "fingerprint": "f1"}
-    EventLog(box.folder / "001-again.jsonl").append(again)
-    box.delivery.pump()
-    assert {n: r.info.status for n, r in runs(place, "line").items()} == {"demo": "RUNNING", "again": "RUNNING"}
+    assert box.run.info.status == "RUNNING"
 
 
 def test_an_open_run_gives_signs_of_life(place, tmp_path, monkeypatch):

@@ -1,0 +1,142 @@
+"""Whether a Ray that was started here still lives. Its own way to say that it doesn't is to end this process.
+
+    raylet killed   a call that waits for a task waits for ever
+    GCS killed      after a minute of asking, Ray's C++ ends the driver: exit code 1, no exception, no line
+
+So a thread looks at both processes, twice a second; once one has ended, it interrupts the main thread, whatever that
+waits for, and `during` raises RayLost there. A new Ray can then be started in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import psutil
+
+LOOK_SECONDS = 0.5
+IDLE_SECONDS = 20.0
+AGAIN_SECONDS = 2.0  # an interrupt that came while an exception was being dropped is sent again
+GRACE_SECONDS = 2.0  # in which the process's end is seen, after what came of it
+# Unlike others it does nothing where nobody waits for it, and means nothing to a batch system.
+INTERRUPT = signal.SIGURG
+# How long Ray asks for a GCS that is gone, before it ends this process: twice its default, so that a slow machine has
+# the time to end it in order. What a killed driver leaves looks for its GCS as long.
+SYSTEM_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 120}
+AGENTS = 2  # of a raylet: ray::DashboardAgent and ray::RuntimeEnvAgent
+NAMES = {"raylet": "raylet", "gcs_server": "GCS"}
+_log = logging.getLogger(__name__)
+
+
+class RayLost(ConnectionError):
+    """The local Ray has ended under a stage. `again`: whether the recipe allows another attempt."""
+
+    def __init__(self, problem: str, again: bool):
+        super().__init__(problem)
+        self.again = again
+
+
+class Watch:
+    """Watches the processes of a Ray until `stop`.
+
+    Args:
+        processes: by Ray's names for them, of which NAMES are looked at.
+        idle: called once, in a thread, if one has ended and nothing runs in `during` for IDLE_SECONDS.
+    """
+
+    def __init__(self, processes: Mapping[str, subprocess.Popen[Any]], idle: Callable[[], None] = lambda: None):
+        self._processes = {NAMES[name]: process for name, process in processes.items() if name in NAMES}
+        self._idle, self._stopped = idle, threading.Event()
+        self._agents: list[psutil.Process] = []  # the raylet's, which would look for it and for the GCS for minutes
+        self._waiting = False  # the main thread is within `during`
+        self._thread = threading.Thread(target=self._look, name="ray-watch", daemon=True)
+        self._thread.start()
+
+    def problem(self) -> str:
+        """What has ended, in a sentence; "" while all lives."""
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                how = f"was ended by {_name_of(-code)}" if code < 0 else f"ended with code {code}"
+                memory = " (which is also what the system does when memory runs out)" if code == -signal.SIGKILL else ""
+                return f"Ray's {name} on this machine, process {process.pid}, {how}{memory}."
+        return ""
+
+    def stop(self) -> None:
+        """Before Ray is ended on purpose."""
+        self._stopped.set()
+
+    def end_agents(self) -> None:
+        """End what Ray doesn't end where its raylet is gone."""
+        for agent in self._agents:
+            with contextlib.suppress(psutil.Error):
+                agent.kill()  # unless its number is another's by now
+
+    @contextlib.contextmanager
+    def during(self, again: bool) -> Iterator[None]:
+        """What runs within this is interrupted when Ray ends.
+
+        Raises:
+            RayLost: it has ended; instead of whatever came of that.
+        """
+        here = threading.current_thread() is threading.main_thread()
+        old = signal.signal(INTERRUPT, self._interrupt) if here else None
+        self._waiting = here
+        try:
+            if self.problem():
+                raise ConnectionError("before anything began")
+            yield
+        except BaseException as error:
+            self._waiting = False
+            problem = self._problem_behind(error)
+            if not problem:
+                raise
+            raise RayLost(problem, again) from error
+        finally:
+            self._waiting = False
+            if here:
+                signal.signal(INTERRUPT, signal.SIG_DFL if old is None else old)
+
+    def _problem_behind(self, error: BaseException) -> str:
+        """What an error came of, if that was Ray's end: it may be seen a moment later than what it does."""
+        ends = time.monotonic() + (GRACE_SECONDS if type(error).__module__.startswith("ray.") else 0.0)
+        while not (problem := self.problem()) and time.monotonic() < ends:
+            time.sleep(0.1)
+        return problem
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._waiting and self.problem():
+            raise KeyboardInterrupt  # which Ray's calls, and nothing of ours, let through
+
+    def _look(self) -> None:
+        while not self._stopped.wait(LOOK_SECONDS):
+            problem = self.problem()
+            if problem and not self._stopped.is_set():
+                _log.error("%s", problem)
+                break
+            if len(self._agents) < AGENTS and "raylet" in self._processes:
+                with contextlib.suppress(psutil.Error):
+                    children = psutil.Process(self._processes["raylet"].pid).children()
+                    self._agents = [child for child in children if "Agent" in child.name()]
+        quiet = 0.0
+        while not self._stopped.is_set() and quiet < IDLE_SECONDS:
+            if self._waiting:
+                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+            quiet = 0.0 if self._waiting else quiet + AGAIN_SECONDS
+            self._stopped.wait(AGAIN_SECONDS)
+        if not self._stopped.is_set():
+            self._idle()
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

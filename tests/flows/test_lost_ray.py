@@ -1,0 +1,137 @@
+"""A part of the local Ray is killed in mid-stage: it is said, and a fresh Ray goes on where the recipe lets it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import ray_watch
+from cluster.ray_watch import RayLost, Watch
+from flows.faults import is_infrastructure_fault
+
+HERE = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def started(store: Path, max_failures: int, api: str) -> Iterator[subprocess.Popen[str]]:
+    store.mkdir()
+    env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "PREFECT_API_URL": api, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "lost_line.py"), str(store), str(max_failures)],
+        env={name: value for name, value in env.items() if not name.startswith("RAY_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    ) as line:
+        try:
+            yield line
+        finally:
+            line.kill()
+
+
+def kill(line: subprocess.Popen[str], part: str, store: Path, stage: str) -> None:
+    """kill -9, while the stage is at work in a worker."""
+    deadline = time.monotonic() + 240
+    while not (store / f"{stage}-at-work").exists():
+        assert line.poll() is None and time.monotonic() < deadline, line.communicate()[0]
+        time.sleep(0.1)
+    processes = psutil.Process(line.pid).children(recursive=True)
+    (found,) = [p for p in processes if p.name() == part]
+    rays = [p for p in processes if p.name().startswith("ray::") or p.name() in ("raylet", "gcs_server")]
+    found.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while left := [p for p in rays if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, f"what was left of that Ray ends, too: {left}"
+        time.sleep(0.1)
+    (store / f"{stage}-goes-on").write_text("", encoding="utf-8")  # the next time
+
+
+@pytest.mark.slow
+def test_a_killed_raylet_and_a_killed_gcs_are_replaced_and_the_line_ends_as_if_undisturbed(
+    tmp_path: Path, prefect_api: str
+) -> None:
+    store = tmp_path / "store"
+    with started(store, 2, prefect_api) as line:
+        kill(line, "raylet", store, "data")
+        kill(line, "gcs_server", store, "train")
+        output, _ = line.communicate(timeout=300)
+    assert line.returncode == 0, output
+    said = " ".join(output.split())
+    for stage, name in (("data", "raylet"), ("train", "GCS")):
+        assert f"✗ {stage} Ray's {name} on this machine, process" in said, output
+    assert said.count("was ended by SIGKILL") == said.count("It is tried again.") == 2
+    assert "Traceback" not in output
+    made = {kind: next((store / kind).glob("*/")) for kind in ("data", "train")}
+    assert (made["data"] / "data.txt").read_text(encoding="utf-8") == "[0, 1, 4, 9]"
+    lines = [json.loads(one) for one in (made["train"] / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(e["step"], e["values"]["loss"]) for e in lines] == [(step, float(step)) for step in range(1, 7)]
+    manifest = json.loads((made["train"] / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["summary"]["resumed_from"] == 2
+
+
+@pytest.mark.slow
+def test_where_no_retry_is_allowed_it_ends_with_a_sentence_and_the_command_to_go_on(
+    tmp_path: Path, prefect_api: str
+) -> None:
+    store = tmp_path / "store"
+    with started(store, 0, prefect_api) as line:
+        kill(line, "gcs_server", store, "data")
+        output, _ = line.communicate(timeout=300)
+    assert line.returncode == 1, output
+    said = " ".join(output.split())
+    assert "Ray's GCS on this machine, process" in said and "was ended by SIGKILL" in said
+    assert "the same command resumes: " in said and "run lost" in said
+    assert "tried again" not in said and "This is a bug" not in said and "Traceback" not in output
+
+
+def test_whether_a_lost_ray_is_a_reason_to_try_again_is_the_recipe_s_to_say() -> None:
+    assert is_infrastructure_fault(RayLost("Ray's raylet ended.", again=True))
+    assert not is_infrastructure_fault(RayLost("Ray's raylet ended.", again=False))
+
+
+def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> None:
+    with subprocess.Popen(["sleep", "60"]) as raylet, subprocess.Popen(["sleep", "60"]) as other:
+        watch = Watch({"raylet": raylet, "monitor": other})
+        before = signal.getsignal(signal.SIGURG)
+        try:
+            other.kill()
+            other.wait()
+            with watch.during(again=True):
+                assert watch.problem() == ""  # of a part that nothing depends on
+            begun = time.monotonic()
+            said = rf"Ray's raylet on this machine, process {raylet.pid}, was ended by SIGKILL"
+            with pytest.raises(RayLost, match=said), watch.during(again=True):
+                raylet.kill()
+                time.sleep(60)
+            assert time.monotonic() - begun < 10
+            with pytest.raises(RayLost), watch.during(again=True):
+                raise ValueError("what comes of it")
+            assert signal.getsignal(signal.SIGURG) == before
+        finally:
+            watch.stop()
+            raylet.kill()
+
+
+def test_a_ray_that_ends_while_nobody_needs_it_is_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its C++ would end the process in the middle of a stage that has nothing to do with it."""
+    monkeypatch.setattr(ray_watch, "IDLE_SECONDS", 1.0)
+    put_away = threading.Event()
+    with subprocess.Popen(["sleep", "60"]) as raylet:
+        watch = Watch({"raylet": raylet}, put_away.set)
+        raylet.kill()
+        assert put_away.wait(20)
+        with pytest.raises(RayLost), watch.during(again=True):
+            pytest.fail("nothing is begun on it")
+        watch.stop()
