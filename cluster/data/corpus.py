@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class _Tally:
     quarantined: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
     full: bool = False  # a document came that went over a cap
+    unnamed: int = 0  # documents that are called by their places
 
     def room(self, source: Source, sizes: list[int]) -> int:
         """How many of the next documents still fit the source's caps."""
@@ -121,7 +122,8 @@ def run(workspace: Workspace) -> CorpusSummary:
     writer.close()
     for source in config.sources:
         _check_source(source, tallies[source.name])
-    return _summary(workspace, writer, plans, tallies, _pass_over(workspace, config))
+    unnamed = {s.name: tallies[s.name].unnamed for s in config.sources if s.id_field and tallies[s.name].unnamed}
+    return replace(_summary(workspace, writer, plans, tallies, _pass_over(workspace, config)), unnamed=unnamed)
 
 
 def _pass_over(workspace: Workspace, config: CorpusConfig) -> dict[str, list[Passed]]:
@@ -175,9 +177,11 @@ def _split(table: pa.Table, tallies: dict[str, _Tally], quarantine: Any) -> pa.T
     good = pc.is_null(table.column("reason"))  # type: ignore
     documents = table.filter(good)
     sizes = pc.binary_length(documents.column("text")).to_pylist()  # type: ignore
-    for source, size in zip(documents.column("source").to_pylist(), sizes, strict=True):
+    rows = zip(*(documents.column(name).to_pylist() for name in ("source", "id", "where")), sizes, strict=True)
+    for source, name, where, size in rows:
         tallies[source].documents += 1
         tallies[source].bytes += size
+        tallies[source].unnamed += name == f"{source}/{where}"
     bad = table.filter(pc.invert(good)).select(["source", "where", "reason", "excerpt"])  # type: ignore
     for row in bad.to_pylist():
         tally = tallies[row["source"]]
@@ -188,6 +192,11 @@ def _split(table: pa.Table, tallies: dict[str, _Tally], quarantine: Any) -> pa.T
 
 
 def _check_source(source: Source, tally: _Tally) -> None:
+    if tally.documents and source.id_field and tally.unnamed == tally.documents:
+        raise UserError(
+            f"Source {source.name!r} ({source.path}): none of its {tally.documents:,} documents has the id_field "
+            f"{source.id_field!r}. Set it to the field that names a document, or leave it out."
+        )
     if tally.documents:
         return
     counts = ", ".join(f"{n:,} {reason}" for reason, n in tally.quarantined.most_common())

@@ -55,22 +55,32 @@ class DocumentsSummary(Summary):
 
 @dataclass(frozen=True)
 class CorpusSummary(DocumentsSummary):
-    """`passed_over` has the files and folders that were not read, by reason, as source/name."""
+    """What else became of the sources.
+
+    Attributes:
+        passed_over: the files and folders that were not read, by reason, as source/name.
+        unnamed: how many documents of a source lack its id_field, and are called by their places.
+    """
 
     quarantined: Mapping[str, int] = field(default_factory=dict)
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unnamed: Mapping[str, int] = field(default_factory=dict)
 
     def lost(self) -> tuple[str, Mapping[str, int]]:
         return "quarantined", self.quarantined
 
     def words(self) -> str:
+        said = [
+            super().words(),
+            *(f"{count(n)} of {source} without its id_field" for source, n in self.unnamed.items()),
+        ]
         if not self.passed_over:
-            return super().words()
+            return ", ".join(said)
         named = "; ".join(
             f"{reason} {count(len(names))}: {names[0]}" + (", …" if len(names) > 1 else "")
             for reason, names in self.passed_over.items()
         )
-        return f"{super().words()}, {count(sum(map(len, self.passed_over.values())))} passed over ({named})"
+        return ", ".join([*said, f"{count(sum(map(len, self.passed_over.values())))} passed over ({named})"])
 
     def report(self, artifact: Artifact) -> Sequence[Block]:
         rows = [[reason, str(len(names)), ", ".join(names[:20])] for reason, names in self.passed_over.items()]

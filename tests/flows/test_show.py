@@ -79,7 +79,7 @@ def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
     ("kind", "values"),
     [
         ("corpus", {"documents": 1, "bytes": 2, "shards": 1, "sources": {}, "quarantined": {"empty": 2},
-                    "passed_over": {"hidden": ["web/.DS_Store"]}}),
+                    "passed_over": {"hidden": ["web/.DS_Store"]}, "unnamed": {"web": 3}}),
         ("evaluation", {"bpb": 1.25, "task/accuracy": 0.5}),
         ("evaluation", {"bpb": 1.25, "not_measured": {"bpb/code": "there is no held-out text"}}),
         ("rlhf", {**TrainingSummary(3, loss=0.5).values(), "train_items": 1, "heldout_items": 2, "too_long": 0,

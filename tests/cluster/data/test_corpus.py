@@ -189,7 +189,11 @@ def test_fields_and_ids_of_ones_own(ray_local, tmp_path):
     data = tmp_path / "data.txt"
     data.write_text('{"body": "x y", "key": "k1"}\n{"body": "z", "key": null}\n', encoding="utf-8")
     source = {"name": "s", "path": str(data), "format": "jsonl", "text_field": "body", "id_field": "key"}
-    assert ids(run_corpus(tmp_path / "store", [source])) == ["s/k1", "s/data.txt:2"]
+    made = run_corpus(tmp_path / "store", [source])
+    assert ids(made) == ["s/k1", "s/data.txt:2"]
+    assert CorpusSummary.read(made.summary).words().endswith(", 1 of s without its id_field")
+    with pytest.raises(UserError, match=r"none of its 2 documents has the id_field 'kye'"):
+        run_corpus(tmp_path / "store", [{**source, "id_field": "kye"}])
 
 
 def test_where_the_files_lie_and_their_weight_do_not_count_but_their_content_does(tmp_path, many):
