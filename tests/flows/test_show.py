@@ -350,6 +350,6 @@ def test_a_plan_of_a_line_that_is_all_there_measures_nothing(tmp_path: Path, mon
     run_step(steps[-1], store)
     monkeypatch.setattr(plan, "_machine", lambda *_: pytest.fail("measured"))
     out = io.StringIO()
-    recipe: Any = SimpleNamespace(name="fake", cluster=SimpleNamespace(workers="auto"))
+    recipe: Any = SimpleNamespace(name="fake", cluster=SimpleNamespace(workers="auto"), _begins=None)
     plan.show(recipe, fake_steps(stages), store, Console(file=out))
     assert "Nothing would run" in out.getvalue()
