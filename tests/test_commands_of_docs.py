@@ -55,6 +55,9 @@ LONG = {
     "make bench-model": "minutes, and it installs other libraries from the network",
     "make bench-mup": "minutes",
     "make test-numeric": "minutes: tests/model five times",
+    "make audit": "it asks a database on the network; test_audit.py has its answers",
+    "make fuzz CASES=100000": "ten minutes; test_fuzz_names.py tries some hundred",
+    "make kill-matrix": "hours",
     "tokenmill run rope": "minutes; test_every_recipe.py trains it, small",
 }
 # A command -> why nobody can run it here.
