@@ -377,3 +377,41 @@ def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(
     result = call("run", "r.toml", "--until", "corpus")
     assert result.exit_code == 2 and "logs" in result.output and "exists" in result.output, result.output
     assert "Traceback" not in result.output and not (tmp_path / "store").exists()
+
+
+# --- a store that is away --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dead_s3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of S3 at which nothing listens; it is asked once."""
+    from cluster.store import s3_client
+
+    monkeypatch.setattr(s3_client, "ROUNDS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"key-of-{folder.name}")  # so that the client is a new one
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 20)
+    return "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+@pytest.mark.parametrize("key", ["store", "sources.0.path"])
+def test_a_store_that_is_away_is_one_sentence(key: str, plan: tuple[str, ...], dead_s3: str) -> None:
+    result = call("run", "mine.toml", *plan, "--set", f"{key}={dead_s3}")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert said.startswith("Error: StoreError: Can't ")
+    assert "s3://bucket/prefix" in said
+    assert "check AWS_ENDPOINT_URL, and that the server runs" in said
+    assert "Traceback" not in said
+    assert "bug" not in said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9000", "http://[::1", "http://"])
+def test_an_address_of_s3_that_is_none_is_the_persons(address: str, dead_s3: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    result = call("run", "mine.toml", "--plan", "--store", dead_s3)
+    assert result.exit_code == 2
+    assert "AWS_ENDPOINT_URL" in result.output
+    assert "http://host:port" in result.output
