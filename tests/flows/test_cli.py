@@ -20,6 +20,7 @@ from cluster.errors import UserError
 from cluster.serve.context import Outgrown
 from flows.cli import app
 from model.generate.decoding import CHAT, TEXT, Decoding
+from tests.cluster.their_chat_model import make_chat_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "generate", "chat", "models", "import", "export")
@@ -415,3 +416,25 @@ def test_an_address_of_s3_that_is_none_is_the_persons(address: str, dead_s3: str
     assert result.exit_code == 2
     assert "AWS_ENDPOINT_URL" in result.output
     assert "http://host:port" in result.output
+
+
+@pytest.mark.parametrize("words", [("generate", "models:/m/1", "hi"), ("export", "models:/m/1", "out"),
+                                   ("import", "theirs", "--name", "imported")], ids=lambda words: words[0])  # fmt: skip
+def test_the_s3_of_a_registry_that_is_away_is_one_sentence(
+    words: tuple[str, ...], dead_s3: str, folder: Path, monkeypatch: Any
+) -> None:
+    from cluster.tracking.place import connect, locate
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client = connect(locate().uri)
+    client.create_experiment("imported", artifact_location=dead_s3)
+    client.create_registered_model("m")
+    client.create_model_version("m", f"{dead_s3}/1/models/m-1/artifacts")
+    make_chat_model(folder / "theirs")
+    result = call(*words)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert "does not answer" in said
+    assert "Check AWS_ENDPOINT_URL, and that the server runs" in said
+    assert "bug" not in said
+    assert not (folder / "out").exists()
