@@ -26,20 +26,21 @@ from cluster.errors import UserError
 MASK = "***"
 # Words of a variable's name, or of a key, whose value is a secret. (TOKENIZERS_PARALLELISM and RAY_AUTH_MODE aren't.)
 NAMES = re.compile(
-    r"(?:^|[_.-])(?:passw(?:or)?d|passphrase|secret|token|credentials?|api_?key|access_?key(?:_?id)?|private_?key"
-    r"|auth_string|secret_access_key|connection_string|connection_url)$",
+    r"(?:^|[_.-])(?:passw(?:or)?d|passphrase|secret|token|credentials?|api[_-]?key|access_?key(?:_?id)?|private_?key"
+    r"|secret_?key|account_?key|authorization|auth_string|secret_access_key|connection_string|connection_url)$",
     re.IGNORECASE,
 )
 SHORTEST = 6  # of a secret that is looked for by itself: a shorter one, or a plain word, is in too many texts
 # With one slash it is what pathlib has made of an address (models:/NAME@ALIAS is none).
-_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
+_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){2}|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
 _PARAMETER = (
     r"(?:[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|signature|credential|token(?![a-z])|api[_-]?key"
     r"|access[_-]?key(?:[_-]?id)?|authorization)[\w.-]*|sig|key|auth)"
 )
 _ASSIGNED = (
-    r"(?:passw(?:or)?d|passphrase|secret|(?:secret[_-])?access[_-]?key(?:[_-]?id)?|api[_-]?key|private[_-]?key"
-    r"|(?:auth|access|api|security|session|tracking|hf|bearer|id)[_-]?token|(?<![\w-])token|credentials?|auth[_-]string)"
+    r"(?:passw(?:or)?ds?|passphrase|(?-i:pwd)|(?<=;)pwd|secret|(?:secret[_-])?access[_-]?key(?:[_-]?id)?|api[_-]?key"
+    r"|(?:private|secret|account)[_-]?key|(?:auth|access|api|security|session|tracking|hf|bearer|id|refresh)[_-]?token"
+    r"|(?:(?<![\w-])|(?<=--))token|credentials?|auth[_-]string)"
 )
 _HOST = r"(?:localhost|\[[0-9A-Fa-f:]+\]|\d+\.\d+\.\d+\.\d+|[\w-]+(?:\.[\w-]+)*(?=:\d))"
 _PATTERNS = (
@@ -54,14 +55,20 @@ _PATTERNS = (
         ),
         rf"\1{MASK}",
     ),
+    (re.compile(r'(?i)(--(?:password|passwd|token|secret|api-key)\s+["\']?)[^\s"\']+'), rf"\1{MASK}"),
     (re.compile(r'(?i)(authorization["\']?\s*[:=]\s*["\']?)(?:\w[\w-]*\s+)?[^\s"\',]+'), rf"\1{MASK}"),
     (re.compile(r"(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9+/=._~-]{16,}"), rf"\1{MASK}"),
     (
-        re.compile(r"\b(?:(?:hf|ghp|gho|pnu|pnb)_[A-Za-z0-9]{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[0-9A-Z]{16})\b"),
+        re.compile(
+            r"\b(?:(?:hf|ghp|gho|pnu|pnb)_[A-Za-z0-9]{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[0-9A-Z]{16}"
+            r"|sk-[\w-]{32,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{20,})\b"
+        ),
         MASK,
     ),
+    # As YAML and a header write it; a word of prose after a colon is no secret, one with a digit may be.
+    (re.compile(rf"(?i)({_ASSIGNED}:\s*)(?=[^\s,;]*\d)[^\s,;\"'*]{{8,}}"), rf"\1{MASK}"),
 )
-_WORTH_A_LOOK = re.compile(r"@|=|:\s|earer|asic\s|_|A[KS]IA")
+_WORTH_A_LOOK = re.compile(r"@|=|:\s|earer|asic\s|_|--|A[KS]IA|sk-|glpat-|xox")
 _guard = threading.Lock()
 _whole: dict[str, str] = {}  # an address as it is shown -> with its secrets
 _learnt: set[str] = set()
@@ -109,7 +116,7 @@ def put_away_all(value: Any, key: str = "") -> Any:
         return [put_away_all(v, key) for v in value]
     if not isinstance(value, str):
         return value
-    if NAMES.search(key) and value:
+    if value and (NAMES.search(key) or key.lower() == "pwd"):  # in the environment it is the working folder
         with _guard:
             _learnt.add(value)
         return MASK

@@ -11,6 +11,7 @@ the store.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import threading
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from cluster.cost import Cost, Machine
 from cluster.errors import Stopped
@@ -35,6 +36,7 @@ from cluster.store.artifact import Artifact, Artifacts, Corrupt, InputRef, Manif
 from cluster.store.attempts import Attempt
 from cluster.store.checkpoints import Checkpoints
 from cluster.store.lease import lease
+from cluster.store.manifest import WRONG, in_short
 from cluster.store.source import digest_source
 from cluster.store.workplace import build_folder
 
@@ -61,8 +63,8 @@ class Summary:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """The summary that a manifest holds."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        """The summary that a manifest holds. Raises ValueError for one with a value of another kind than its field."""
+        return _adapter(cls).validate_python({f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def words(self) -> str:
         """The result in a few words, for the screen and the closing table."""
@@ -75,6 +77,11 @@ class Summary:
     def closing(self) -> Sequence[str]:
         """Lines to end the whole run with."""
         return ()
+
+
+@functools.cache
+def _adapter(kind: type[Summary]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True)
@@ -240,8 +247,21 @@ def previous(step: Step, artifacts: Artifacts) -> Manifest | None:
 
 def find(step: Step, artifacts: Artifacts) -> Artifact | None:
     """The step's artifact, if it is whole and still holds."""
-    found = artifacts.find(step.stage.kind, fingerprint(step))
+    found = _whole(step, artifacts)
     return found if found and _holds(step, found) else None
+
+
+def _whole(step: Step, artifacts: Artifacts) -> Artifact | None:
+    """The step's artifact; one whose summary isn't this stage's is damaged, and set aside as what is torn is."""
+    found = artifacts.find(step.stage.kind, fingerprint(step))
+    if found:
+        try:
+            step.stage.summary.read(found.summary)
+        except WRONG as error:
+            reason = f"its summary can't be read: {in_short(error)}"
+            artifacts.set_aside(found.kind, found.fingerprint, reason)
+            return None
+    return found
 
 
 def _holds(step: Step, found: Artifact) -> bool:
@@ -265,7 +285,7 @@ def run_step(
     def outcome(artifact: Artifact, cached: bool) -> Outcome:
         return Outcome(artifact, step.stage.summary.read(artifact.summary), cached, time.perf_counter() - begun)
 
-    there = artifacts.find(step.stage.kind, fingerprint(step))
+    there = _whole(step, artifacts)
     if there and not force and _holds(step, there):
         return outcome(there, cached=True)
     for last in (False, True):
@@ -285,7 +305,7 @@ def _make_once(
     hooks, mark = surroundings.hooks, fingerprint(step)
     while True:
         with lease(artifacts.store, mark, step.name, hooks.stopping, lambda text: hooks.progress(0, 0, text)) as held:
-            there = artifacts.find(step.stage.kind, mark)
+            there = _whole(step, artifacts)
             if there and not force and _holds(step, there):
                 return there, True
             checkpoints = artifacts.checkpoints(mark, held.nonce)

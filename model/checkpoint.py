@@ -43,17 +43,23 @@ def load_config(folder: Path | str) -> ModelConfig:
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Decoder:
     """The decoder that `save_model` wrote, in evaluation mode; ValueError if the weights don't fit the config."""
+    model = without_memory(folder)
+    # Not `to_empty`: torch.empty_like of a tensor without memory imports sympy, half a second.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+    model.load_state_dict(load_tensors(Path(folder) / WEIGHTS))
+    return model.eval()
+
+
+def without_memory(folder: Path | str) -> Decoder:
+    """A folder's model on the meta device, by its config and its weights' header; raises as `load_model`."""
     folder = Path(folder)
     config = load_config(folder)
     try:
         model = meta_model(config)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}.") from None
-    _check_shapes(model, folder)  # before memory is taken for them
-    # Not `to_empty`: torch.empty_like of a tensor without memory imports sympy, half a second.
-    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
-    model.load_state_dict(load_tensors(folder / WEIGHTS))
-    return model.eval()
+    _check_shapes(model, folder)
+    return model
 
 
 def load_weights(model: Decoder, folder: Path | str) -> None:

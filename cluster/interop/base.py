@@ -31,7 +31,8 @@ from cluster.release.package import count_parameters
 from cluster.stage import Stage, Summary, Workspace
 from cluster.store.digest import remembered_sha256
 from model.config import ModelConfig
-from model.files import named, read_json
+from model.files import read_json
+from model.inside import check_links, inside
 
 if TYPE_CHECKING:
     from cluster.tracking.place import Place
@@ -74,11 +75,14 @@ def find_base(base: str, place: Place | None = None) -> BaseConfig:
             network, names = read_gguf(path)[0], (path.name,)
             return BaseConfig(digest=_digest(path.parent, names), name=str(path), source=str(path), network=network)
         if is_theirs(path):
-            from model.interop.family import read_config
+            from model.interop.convert import believable
 
-            network, names = read_config(path)[1], their_files(path)
+            check_links(path)
+            names, network = their_files(path), believable(path)[1]
         else:
-            path = model_folder(base, place)
+            above, path = path, model_folder(base, place)  # itself, or the model inside an MLflow model's
+            for name in FILES:
+                inside(above, (path / name).relative_to(above).as_posix())
             network, names = _network(path), FILES
         return BaseConfig(digest=_digest(path, names), name=str(path), source=str(path), network=network)
 
@@ -109,8 +113,10 @@ def _digest(folder: Path, names: tuple[str, ...]) -> str:
 
 
 def _network(folder: Path) -> ModelConfig:
-    with named(folder / CONFIG):
-        return ModelConfig.from_dict(read_json(folder / CONFIG))
+    """The config of a folder of ours, after a look at whether its weights fit it."""
+    from model.checkpoint import without_memory
+
+    return without_memory(folder).config
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from cluster.cache import cache_root
 from cluster.errors import Missing
 from cluster.masking import taken_out
 from cluster.registry.versions import Registry, like
-from cluster.tracking.place import Place, import_quietly
+from cluster.tracking.place import Place, answering, import_quietly
 
 FILES = ("model.safetensors", "config.json", "tokenizer.model", "tokenizer.json")
 INSIDE = "artifacts/model"  # where an MLflow model of ours keeps them
@@ -33,6 +33,7 @@ def model_folder(model: str | Path, place: Place | None = None) -> Path:
     Raises:
         ValueError: `model` has neither form.
         LookupError: nothing is there under that name; the message has the nearest.
+        ConnectionError: MLflow, or the S3 of its files, doesn't answer.
     """
     text = str(model)
     if text.startswith("models:"):
@@ -65,7 +66,8 @@ def _registered(uri: str, place: Place | None) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
             got = Path(fresh, "model")
             got.mkdir()
-            _download(uri, taken_out(registry.place.uri), got)
+            with answering(registry.place.uri):
+                _download(uri, taken_out(registry.place.uri), got)
             _checked(got, version.uri)
             try:
                 got.rename(target)

@@ -61,8 +61,10 @@ class Manifest(BaseModel):
     code_version: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-    wall_seconds: float = Field(default=0.0, description="of all attempts, see attempts.py")
-    device_seconds: float = Field(default=0.0, description="of all attempts, each one's wall seconds x its devices")
+    wall_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of all attempts, see attempts.py")
+    device_seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="of all attempts, each one's wall seconds x its devices"
+    )
 
     @property
     def key(self) -> str:

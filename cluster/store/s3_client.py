@@ -54,6 +54,7 @@ def client() -> Any:
 def _client(pid: int, endpoint: str | None, key_id: str | None) -> Any:
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     options: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
@@ -69,7 +70,12 @@ def _client(pid: int, endpoint: str | None, key_id: str | None) -> Any:
     region = session.region_name or ("us-east-1" if endpoint else None)
     # A request is signed, so a user and password in the endpoint serve for nothing; errors would spell them out.
     bare = login_of(endpoint)[0] if endpoint else None
-    return session.client("s3", config=Config(**options), region_name=region, endpoint_url=bare)
+    try:
+        return session.client("s3", config=Config(**options), region_name=region, endpoint_url=bare)
+    except ValueError as error:
+        if bare is None or isinstance(error, BotoCoreError):
+            raise
+        raise UserError(f"AWS_ENDPOINT_URL is {masked(bare)!r}, no address: write http://host:port.") from None
 
 
 def code(error: BaseException) -> str:
@@ -119,14 +125,17 @@ def _passing(error: Exception) -> bool:
     from botocore.exceptions import (
         ClientError,
         NoCredentialsError,
+        NoRegionError,
         ParamValidationError,
         PartialCredentialsError,
+        ProfileNotFound,
     )
 
     if isinstance(error, ClientError):
         down = status(error) >= 500 and status(error) != 501  # 501: it doesn't know the request
         return down or status(error) in (408, 409, 429) or code(error) in PASSING
-    return not isinstance(error, (NoCredentialsError, PartialCredentialsError, ParamValidationError))
+    lasting = (NoCredentialsError, PartialCredentialsError, ParamValidationError, NoRegionError, ProfileNotFound)
+    return not isinstance(error, lasting)
 
 
 def _reason(error: Exception) -> str:
@@ -136,9 +145,12 @@ def _reason(error: Exception) -> str:
         "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
         "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
         "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-        "EndpointConnectionError": "check AWS_ENDPOINT_URL, and that the server runs",
+        "NoRegionError": "set AWS_REGION, or AWS_ENDPOINT_URL for a server that isn't AWS",
+        "ProfileNotFound": "correct AWS_PROFILE, or unset it",
+        "ParamValidationError": "correct the address, s3://bucket/prefix",
     }
-    hint = hints.get(code(error)) or hints.get(type(error).__name__)
+    away = "check AWS_ENDPOINT_URL, and that the server runs and can be reached"
+    hint = hints.get(code(error)) or hints.get(type(error).__name__) or (away if _passing(error) else "")
     return masked(f"{error}") + (f" ({hint})" if hint else "")
 
 

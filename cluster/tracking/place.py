@@ -151,7 +151,7 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Within this an MLflow that doesn't answer is a ConnectionError that says so.
+    """Within this an MLflow that doesn't answer is a ConnectionError that says so; likewise the S3 of its files.
 
     Raises:
         ConnectionError: instead of MLflow's own exception for a failed or refused connection, or a 5xx answer.
@@ -159,6 +159,11 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if _is_s3_away(error):
+            raise ConnectionError(
+                f"The S3 that has the files of MLflow at {uri} does not answer ({masked(str(error))[:300]}). "
+                "Check AWS_ENDPOINT_URL, and that the server runs and can be reached."
+            ) from error
         # MLflow has no exception type for it; these are the messages of mlflow/utils/rest_utils.py.
         text = str(error)
         away = text.startswith("API request to") and not any(f"error code {c}" in text for c in (400, 401, 403, 404))
@@ -167,6 +172,14 @@ def answering(uri: str) -> Iterator[None]:
         raise ConnectionError(
             f"MLflow at {uri} does not answer ({masked(text)[:300]}). Start it, or name another by MLFLOW_TRACKING_URI."
         ) from error
+
+
+def _is_s3_away(error: Exception) -> bool:
+    """Whether it is of botocore, and no answer of a server; asked by name, so that botocore isn't imported."""
+    kinds = {(kind.__module__, kind.__name__) for kind in type(error).__mro__}
+    return not kinds.isdisjoint(
+        {("botocore.exceptions", "ConnectionError"), ("botocore.exceptions", "HTTPClientError")}
+    )
 
 
 def import_quietly() -> Any:

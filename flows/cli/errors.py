@@ -74,16 +74,18 @@ def say(text: str) -> None:
 def shown() -> Iterator[None]:
     """For a command's first part: what the person gave wrongly ends it with code 2.
 
-    A recipe that begins with a registered or another's model asks MLflow, or needs a package, already while it is read:
-    where these are missing, it ends with code 1.
+    A recipe asks already while it is read what it names: a source's store, the MLflow of a base, a package. Where these
+    are missing or away, it ends with code 1.
     """
     try:
         yield
     except UserError as error:
         say(f"Error: {paragraph(error)}")
         raise typer.Exit(2) from None
-    except (ConnectionError, ImportError) as error:
-        say(f"Error: {paragraph(error)}")
+    except Exception as error:
+        if is_a_bug(error):
+            raise
+        say(f"Error: {in_words(error, str(Path.cwd()))}")
         raise typer.Exit(1) from None
 
 

@@ -113,6 +113,11 @@ def go(recipe: Recipe, until: str | None, console: Terminal, log: Path, require_
         logging.getLogger(__name__).error("opening the run", exc_info=True)
         console.print(f"Error: {paragraph(error)}", soft_wrap=True)
         return 2
+    except Exception as error:
+        logging.getLogger(__name__).error("opening the run", exc_info=True)
+        console.print(f"Error: {in_words(error, recipe.store.url)}", soft_wrap=True)
+        console.print(report_it(log) if is_a_bug(error) else f"The details are in {log}", soft_wrap=True)
+        return 1
     return ending(run, console, require_champion)
 
 

@@ -50,12 +50,8 @@ def import_model(source: Path, target: Path) -> Converted:
         Unsupported: the model can't be expressed here, for this reason; no weight has been read.
         ValueError: the weights don't fit config.json.
     """
-    family, config, _ = read_config(source, count_tensors(source))
+    family, config = believable(source)
     with Weights(source) as weights:
-        try:
-            check_sizes(config, len(weights.names()), weights.size)
-        except UserError as error:
-            raise UserError(f"{source / CONFIG} {error}.") from None
         with named(source / CONFIG):
             pairs = pairs_of(family, config, weights)
             names = their_names(family, pairs, weights.names())
@@ -67,6 +63,17 @@ def import_model(source: Path, target: Path) -> Converted:
         write_weights(target, counted, 1 << 62, about)
     (target / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     return Converted(family.architecture, config, counted.parameters, counted.dtype, 1)
+
+
+def believable(source: Path) -> tuple[Family, ModelConfig]:
+    """A folder's family and config, of sizes that its weights can have (sizes.py); raises as `import_model`."""
+    family, config, _ = read_config(source, count_tensors(source))
+    with Weights(source) as weights:
+        try:
+            check_sizes(config, len(weights.names()), weights.size)
+        except UserError as error:
+            raise UserError(f"{source / CONFIG} {error}.") from None
+    return family, config
 
 
 def export_model(

@@ -86,11 +86,24 @@ def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
         f"{{'aws_secret_access_key': '{PW}'}}",
         f"{{'Authorization': 'Bearer {PW}'}}",
         f"Authorization: Basic {PW}",
+        f"password: {PW}",
+        f"x-api-key: {PW}",
+        f"tokenmill run --token={PW} x",
+        f"--password {PW}",
+        f"DefaultEndpointsProtocol=https;AccountKey={PW};",
+        f"secret_key={PW}&refresh_token={PW}",
+        f"Server=h;PWD={PW};",
+        f'{{"uri": "http:\\/\\/ann:{PW}@host\\/x"}}',
         f"There is no folder http:/ann:{PW}@host/x",  # as pathlib writes it
     ],
 )
 def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
     assert PW not in masked(text)
+
+
+@pytest.mark.parametrize("key", ["pwd", "secret_key", "api-key", "Authorization", "aws_secret_access_key"])
+def test_a_value_under_such_a_key_of_a_recipe_is_never_written(key: str) -> None:
+    assert put_away_all({"a": [{key: PW}]}) == {"a": [{key: "***"}]}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from cluster.errors import UserError
 from cluster.serve.context import Outgrown
 from flows.cli import app
 from model.generate.decoding import CHAT, TEXT, Decoding
+from tests.cluster.their_chat_model import make_chat_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "generate", "chat", "models", "import", "export")
@@ -377,3 +378,63 @@ def test_a_folder_that_may_not_be_written_is_the_person_s_to_mend(
     result = call("run", "r.toml", "--until", "corpus")
     assert result.exit_code == 2 and "logs" in result.output and "exists" in result.output, result.output
     assert "Traceback" not in result.output and not (tmp_path / "store").exists()
+
+
+# --- a store that is away --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dead_s3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of S3 at which nothing listens; it is asked once."""
+    from cluster.store import s3_client
+
+    monkeypatch.setattr(s3_client, "ROUNDS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"key-of-{folder.name}")  # so that the client is a new one
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 20)
+    return "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)], ids=["run", "plan"])
+@pytest.mark.parametrize("key", ["store", "sources.0.path"])
+def test_a_store_that_is_away_is_one_sentence(key: str, plan: tuple[str, ...], dead_s3: str) -> None:
+    result = call("run", "mine.toml", *plan, "--set", f"{key}={dead_s3}")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert said.startswith("Error: StoreError: Can't ")
+    assert "s3://bucket/prefix" in said
+    assert "check AWS_ENDPOINT_URL, and that the server runs" in said
+    assert "Traceback" not in said
+    assert "bug" not in said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9000", "http://[::1", "http://"])
+def test_an_address_of_s3_that_is_none_is_the_persons(address: str, dead_s3: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    result = call("run", "mine.toml", "--plan", "--store", dead_s3)
+    assert result.exit_code == 2
+    assert "AWS_ENDPOINT_URL" in result.output
+    assert "http://host:port" in result.output
+
+
+@pytest.mark.parametrize("words", [("generate", "models:/m/1", "hi"), ("export", "models:/m/1", "out"),
+                                   ("import", "theirs", "--name", "imported")], ids=lambda words: words[0])  # fmt: skip
+def test_the_s3_of_a_registry_that_is_away_is_one_sentence(
+    words: tuple[str, ...], dead_s3: str, folder: Path, monkeypatch: Any
+) -> None:
+    from cluster.tracking.place import connect, locate
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client = connect(locate().uri)
+    client.create_experiment("imported", artifact_location=dead_s3)
+    client.create_registered_model("m")
+    client.create_model_version("m", f"{dead_s3}/1/models/m-1/artifacts")
+    make_chat_model(folder / "theirs")
+    result = call(*words)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert "does not answer" in said
+    assert "Check AWS_ENDPOINT_URL, and that the server runs" in said
+    assert "bug" not in said
+    assert not (folder / "out").exists()

@@ -16,8 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
+from cluster.interop.base import STAGE, find_base
 from cluster.interop.huggingface import export_folder, import_folder
 from cluster.serve.generator import Generator
+from cluster.stage import Step, run_step
+from cluster.store.artifact import Artifacts
 from tests.cluster.data.tokenizer.their_tokenizers import byte_level, pieces, write
 
 DEEP: Any = []
@@ -133,6 +136,43 @@ def test_any_value_in_a_models_folder_of_ours(
         export_folder(folder, folder.with_name("back"), None, 10**9)
     except UserError as error:
         assert str(folder) in str(error)
+
+
+def split(safetensors: bytes) -> tuple[dict[str, Any], bytes]:
+    """(the header of a safetensors file, its tensors' bytes)."""
+    end = 8 + int.from_bytes(safetensors[:8], "little")
+    return json.loads(safetensors[8:end]), safetensors[end:]
+
+
+def joined(header: Any, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("kind", ["bytes", "ours", "base"])
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_any_value_in_the_header_of_weights(
+    kind: str, data: st.DataObject, wholes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole = wholes["bytes" if kind == "bytes" else "ours"]
+    folder = Path(shutil.copytree(whole, tmp_path_factory.mktemp("x") / "model"))
+    weights = data.draw(st.sampled_from(sorted(folder.glob("*.safetensors"))))
+    header, values = split(weights.read_bytes())
+    at = data.draw(st.sampled_from(sorted(places(header), key=str)))
+    weights.write_bytes(joined(replaced(header, at, data.draw(VALUES)), values))
+    target = folder.with_name("ours")
+    try:
+        if kind == "bytes":
+            import_folder(folder, target)
+        elif kind == "base":
+            run_step(Step("base", STAGE, find_base(str(folder)), {}), Artifacts(folder.with_name("store")))
+        else:
+            use(folder)
+            export_folder(folder, folder.with_name("back"), None, 10**9)
+    except UserError as error:
+        assert str(folder) in str(error)
+        assert not target.exists()
 
 
 def test_a_pattern_that_never_ends_is_refused_in_words(wholes: dict[str, Path], tmp_path: Path) -> None:

@@ -95,3 +95,64 @@ def test_a_base_that_has_changed_since_the_recipe_was_read_is_refused(tmp_path: 
     make_model(ours, seed=1)
     with pytest.raises(UserError, match="has changed since the recipe was read"):
         run_step(step, Artifacts(tmp_path / "store"))
+
+
+def number(key: str, value: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}), encoding="utf-8")
+
+    return change
+
+
+def link(name: str) -> Any:
+    def change(folder: Path) -> None:
+        kept = folder.with_name(f"{folder.name}-kept")
+        (folder / name).rename(kept)
+        (folder / name).symlink_to(kept)
+
+    return change
+
+
+def weights_are(data: bytes) -> Any:
+    return lambda folder: (folder / "model.safetensors").write_bytes(data)
+
+
+ODD = {
+    "layers": (number("n_layers", 10**9), "says 1000000000 layers"),
+    "width": (number("d_model", 10**12), "says d_model = 1,000,000,000,000"),
+    "another width": (number("d_ff", 48), "weights don't fit the config"),
+    "a pickle": (weights_are(b"\x80\x02junk" * 99), "a Python pickle"),
+    "a header of 2^62 bytes": (weights_are(b"\xff" * 7 + b"\x3f{"), "can't be read as a safetensors file"),
+    **{f"a link for {name}": (link(name), "is a link to") for name in FILES},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_strangers_folder_of_ours_is_refused_before_anything_is_copied(odd: str, tmp_path: Path) -> None:
+    change, says = ODD[odd]
+    change(make_model(tmp_path / "model"))
+    with pytest.raises(UserError, match=says):
+        find_base(str(tmp_path / "model"))
+
+
+def test_the_model_inside_a_folder_of_mlflows_is_not_elsewhere(tmp_path: Path) -> None:
+    make_model(tmp_path / "private")
+    (tmp_path / "download" / "artifacts").mkdir(parents=True)
+    (tmp_path / "download" / "artifacts" / "model").symlink_to(tmp_path / "private")
+    with pytest.raises(UserError, match="is a link to"):
+        find_base(str(tmp_path / "download"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (number("hidden_size", 10**12), "says d_model"),
+        (number("num_hidden_layers", 5000), "says 5000 layers"),
+        (link("tokenizer.json"), "is a link to"),
+    ],
+)
+def test_a_strangers_folder_of_theirs_is_refused_as_import_does(change: Any, says: str, tmp_path: Path) -> None:
+    change(make_chat_model(tmp_path / "theirs"))
+    with pytest.raises(UserError, match=says):
+        find_base(str(tmp_path / "theirs"))
