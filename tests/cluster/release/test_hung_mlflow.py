@@ -35,7 +35,7 @@ def test_ctrl_c_ends_a_release_at_a_hung_mlflow_with_what_is_kept(tmp_path, monk
 
     artifacts = Artifacts(tmp_path / "store")
     begun = time.monotonic()
-    with pytest.raises(Stopped, match="has not answered. The model is kept in the store; the same command registers"):
+    with pytest.raises(Stopped, match=r"has not answered\. The model is kept in the store; the same command registers"):
         hooks = Hooks(progress=progress, stopping=asked.is_set)
         run_step(release_step(tracking_uri=black_hole), artifacts, Surroundings(hooks=hooks))
     assert time.monotonic() - begun < 25
