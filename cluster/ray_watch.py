@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from cluster.errors import Stopped, UserError
+
 LOOK_SECONDS = 0.5
 IDLE_SECONDS = 20.0
 AGAIN_SECONDS = 2.0  # an interrupt that came while an exception was being dropped is sent again
@@ -159,20 +161,38 @@ class HeadWatch(Watch):
         return self._problem
 
     def _see(self) -> str:
-        if time.monotonic() < self._next:
-            return self._problem
-        self._next = time.monotonic() + CONNECT_SECONDS
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + CONNECT_SECONDS
+            why = self._silence()
+            if not why:
+                self._answered = now
+            elif now - self._answered > HEAD_SECONDS:
+                self._tell(f"has not answered for {HEAD_SECONDS:.0f} s", why)
+        return self._problem
+
+    def _problem_behind(self, error: BaseException) -> str:
+        """As above; what has failed at a head that is silent has failed by that, and need not wait for more."""
+        if isinstance(error, Stopped | UserError):  # which Ray's end doesn't bring about
+            return ""
+        if not self._problem and (why := self._silence()):
+            self._tell("does not answer", why)
+        return self._problem
+
+    def _silence(self) -> str:
+        """Why nothing answers; "" where something does."""
         try:
             socket.create_connection(self._place, timeout=CONNECT_SECONDS).close()
-            self._answered = time.monotonic()
         except OSError as error:
-            if time.monotonic() - self._answered > HEAD_SECONDS:
-                host, port = self._place
-                self._problem = (
-                    f"The head of the Ray cluster at {host}:{port} has not answered for {HEAD_SECONDS:.0f} s "
-                    f"({error.strerror or error}). Start it again, or take its address away to use this machine."
-                )
-        return self._problem
+            return error.strerror or str(error)
+        return ""
+
+    def _tell(self, what: str, why: str) -> None:
+        host, port = self._place
+        self._problem = (
+            f"The head of the Ray cluster at {host}:{port} {what} ({why}). Start it again, or take its address away to "
+            "use this machine."
+        )
 
 
 def _name_of(number: int) -> str:

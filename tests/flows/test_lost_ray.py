@@ -144,6 +144,10 @@ def test_a_joined_cluster_whose_head_goes_away_is_lost_and_one_that_comes_back_i
         time.sleep(60)
     assert not is_infrastructure_fault(raised.value)
     watch.stop()
+    other = HeadWatch("127.0.0.1", port)
+    with pytest.raises(RayLost, match="does not answer"), other.during(again=False):
+        raise ConnectionError("what comes of it, before it is known")
+    other.stop()
 
 
 def test_a_ray_that_ends_while_nobody_needs_it_is_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
