@@ -1,10 +1,11 @@
-"""Whether a Ray that was started here still lives. Its own way to say that it doesn't is to end this process.
+"""Whether Ray still lives. Its own way to say that it doesn't is to end this process.
 
     raylet killed   a call that waits for a task waits for ever
     GCS killed      after a minute of asking, Ray's C++ ends the driver: exit code 1, no exception, no line
 
-So a thread looks at both processes, twice a second; once one has ended, it interrupts the main thread, whatever that
-waits for, and `during` raises RayLost there. A new Ray can then be started in the same process.
+So a thread looks at both processes, twice a second, or at the head's port of a cluster that was joined; once one has
+ended, it interrupts the main thread, whatever that waits for, and `during` raises RayLost there. A new Ray can then be
+started in the same process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -21,9 +23,13 @@ from typing import Any
 
 import psutil
 
+from cluster.errors import Stopped, UserError
+
 LOOK_SECONDS = 0.5
 IDLE_SECONDS = 20.0
 AGAIN_SECONDS = 2.0  # an interrupt that came while an exception was being dropped is sent again
+HEAD_SECONDS = 30.0  # without an answer: a head may be restarted, and Ray's C++ waits for a minute
+CONNECT_SECONDS = 2.0  # between two looks at it, each of which is a connection
 GRACE_SECONDS = 2.0  # in which the process's end is seen, after what came of it
 # Unlike others it does nothing where nobody waits for it, and means nothing to a batch system.
 INTERRUPT = signal.SIGURG
@@ -36,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class RayLost(ConnectionError):
-    """The local Ray has ended under a stage. `again`: whether the recipe allows another attempt."""
+    """Ray has ended under a stage. `again`: whether the recipe allows another attempt."""
 
     def __init__(self, problem: str, again: bool):
         super().__init__(problem)
@@ -68,6 +74,10 @@ class Watch:
                 memory = " (which is also what the system does when memory runs out)" if code == -signal.SIGKILL else ""
                 return f"Ray's {name} on this machine, process {process.pid}, {how}{memory}."
         return ""
+
+    def _see(self) -> str:
+        """The same, after a look; the thread's own."""
+        return self.problem()
 
     def stop(self) -> None:
         """Before Ray is ended on purpose."""
@@ -117,7 +127,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
-            problem = self.problem()
+            problem = self._see()
             if problem and not self._stopped.is_set():
                 _log.error("%s", problem)
                 break
@@ -133,6 +143,56 @@ class Watch:
             self._stopped.wait(AGAIN_SECONDS)
         if not self._stopped.is_set():
             self._idle()
+
+
+class HeadWatch(Watch):
+    """Watches the head of a cluster that was joined, by its port.
+
+    Args:
+        idle: as above.
+    """
+
+    def __init__(self, host: str, port: int, idle: Callable[[], None] = lambda: None):
+        self._place, self._problem = (host, port), ""
+        self._answered = self._next = time.monotonic()
+        super().__init__({}, idle)
+
+    def problem(self) -> str:
+        return self._problem
+
+    def _see(self) -> str:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + CONNECT_SECONDS
+            why = self._silence()
+            if not why:
+                self._answered = now
+            elif now - self._answered > HEAD_SECONDS:
+                self._tell(f"has not answered for {HEAD_SECONDS:.0f} s", why)
+        return self._problem
+
+    def _problem_behind(self, error: BaseException) -> str:
+        """As above; what has failed at a head that is silent has failed by that, and need not wait for more."""
+        if isinstance(error, Stopped | UserError):  # which Ray's end doesn't bring about
+            return ""
+        if not self._problem and (why := self._silence()):
+            self._tell("does not answer", why)
+        return self._problem
+
+    def _silence(self) -> str:
+        """Why nothing answers; "" where something does."""
+        try:
+            socket.create_connection(self._place, timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def _tell(self, what: str, why: str) -> None:
+        host, port = self._place
+        self._problem = (
+            f"The head of the Ray cluster at {host}:{port} {what} ({why}). Start it again, or take its address away to "
+            "use this machine."
+        )
 
 
 def _name_of(number: int) -> str:

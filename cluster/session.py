@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster import ray_local
 from cluster.errors import UserError
-from cluster.ray_address import check_address
-from cluster.ray_watch import SYSTEM_CONFIG, RayLost, Watch
+from cluster.ray_address import check_address, parse_address
+from cluster.ray_watch import SYSTEM_CONFIG, HeadWatch, RayLost, Watch
 
 # Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -77,7 +77,7 @@ class Session:
         self._error: BaseException | None = None
         self._started = False
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
-        self._watch: Watch | None = None  # of a Ray that was started here
+        self._watch: Watch | None = None
         self._losses, self._burial = 0, threading.Lock()
 
     def start(self) -> None:
@@ -124,19 +124,24 @@ class Session:
         """What uses Ray runs within this. After a loss the next `ensure` starts another Ray.
 
         Raises:
-            RayLost: a Ray that was started here has ended under it.
+            RayLost: Ray has ended under it; of a cluster that was joined, nobody here starts another.
         """
         watch = self._watch
         if watch is None:
             yield
             return
         try:
-            with watch.during(self._losses < self.config.max_failures):
+            with watch.during(self._watches_own and self._losses < self.config.max_failures):
                 yield
         except RayLost:
             self._losses += 1
             self._bury(watch)
             raise
+
+    @property
+    def _watches_own(self) -> bool:
+        """Whether the Ray that is watched was started here."""
+        return not isinstance(self._watch, HeadWatch)
 
     @property
     def address(self) -> str | None:
@@ -209,8 +214,9 @@ class Session:
         with self._burial:
             if self._watch is watch:
                 watch.stop()
-                worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
-                watch.end_agents()
+                if self._watches_own:
+                    worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
+                    watch.end_agents()
                 self.close()
 
     def _run(self, ready: threading.Event, closing: threading.Event) -> None:
@@ -236,6 +242,7 @@ class Session:
             if not in_job:  # a job's working directory is already everywhere; otherwise send the code along
                 options["runtime_env"] = {"py_modules": _own_packages()}
             ray.init(address=self.address or "auto", **options)
+            self._watch = watch = HeadWatch(*_head(self.address), idle=lambda: self._bury(watch))
         else:
             with ray_local.starting():
                 import ray
@@ -261,6 +268,16 @@ class Session:
         self._ours = True
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _head(address: str | None) -> tuple[str, int]:
+    """(host, port) by which this process reaches its cluster's head."""
+    import ray
+
+    if address and address.startswith("ray://"):
+        return parse_address(address, "the address")
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _in_job() -> bool:

@@ -144,6 +144,7 @@ class Hooks:
     begin: Callable[[Stage, Workspace], Tracked | None] = lambda stage, workspace: None  # before the stage runs
     progress: Progress = lambda done, total, text: None
     stopping: Callable[[], bool] = lambda: False  # True after Ctrl-C: write a checkpoint, then raise Stopped
+    note: Callable[[str], None] = lambda text: None  # a line for whoever watches: what was lost, and is gone on without
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,11 @@ class Workspace:
     def progress(self) -> Progress:
         """(done, total, text) for whoever watches."""
         return self.hooks.progress
+
+    @property
+    def note(self) -> Callable[[str], None]:
+        """A line for whoever watches."""
+        return self.hooks.note
 
     @property
     def stopping(self) -> Callable[[], bool]:

@@ -204,7 +204,7 @@ class Run:
             raise Stopped(f"{name} was not begun.")
         self.errors.pop(name, None)
         self.screen.begin(name)
-        hooks = Hooks(self._begin, self._progress(name), self.stop)
+        hooks = Hooks(self._begin, self._progress(name), self.stop, self.screen.note)
         try:
             self._measure()
             outcome = run_step(step, self.artifacts, Surroundings(self.session, self.name, hooks))

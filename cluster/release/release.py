@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cluster.errors import UserError
+from cluster.errors import Stopped, UserError
 from cluster.identity import how
 from cluster.outside import in_markdown
 from cluster.registry.names import checked_name
@@ -29,11 +29,22 @@ from cluster.release.package import count_parameters, register
 from cluster.release.summary import ReleaseSummary
 from cluster.stage import Stage, Workspace
 from cluster.store.artifact import Artifact
-from cluster.tracking.place import Place, answering, checked_experiment, connect, experiment_id, locate
+from cluster.tracking.patience import GivenUp, waited_for
+from cluster.tracking.place import (
+    Place,
+    answering,
+    checked_experiment,
+    connect,
+    experiment_id,
+    import_quietly,
+    locate,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ASK_SECONDS = 15.0  # for whether a release is still there: a server that hangs says as little as one that is away
+SILENT_SECONDS = 10.0  # after which the screen says what is waited for
 _log = logging.getLogger(__name__)
 
 
@@ -66,13 +77,29 @@ def run_release(ws: Workspace) -> ReleaseSummary:
 
     Raises:
         ConnectionError: MLflow doesn't answer; the stage can be tried again at any point.
+        Stopped: Ctrl-C came, and MLflow had not done it all some seconds later.
     """
     config: ReleaseConfig = ws.config
     if not config.name:
         raise UserError("[release] needs a name for the registered model.")
     place = locate(ws.artifacts.store.url, config.tracking_uri)
-    with answering(place.uri), alone(place, config.name, ws.stopping):
-        return _release(ws, config, place)
+    import_quietly()  # in the main thread: two that import what imports one another see it half made
+
+    def work() -> ReleaseSummary:
+        with answering(place.uri), alone(place, config.name, ws.stopping):
+            return _release(ws, config, place)
+
+    def waiting(seconds: float) -> None:
+        if seconds > SILENT_SECONDS:
+            ws.progress(0, 0, f"waiting for MLflow at {place.uri}")
+
+    kept = "The model is kept in the store; the same command registers it"
+    try:
+        return waited_for(work, stopping=ws.stopping, waiting=waiting)
+    except GivenUp as error:
+        raise Stopped(f"MLflow at {place.uri} has not answered. {kept}.") from error
+    except ConnectionError as error:
+        raise ConnectionError(f"{error} {kept} once MLflow answers.") from error
 
 
 def _release(ws: Workspace, config: ReleaseConfig, place: Place) -> ReleaseSummary:
@@ -108,7 +135,8 @@ def still_valid(artifact: Artifact, config: ReleaseConfig) -> bool:
     """Whether the version is still in the registry. An MLflow that is away proves nothing."""
     place = locate(artifact.store_url, config.tracking_uri)
     try:
-        return Registry(place).find(artifact.summary["name"], artifact.fingerprint) is not None
+        found = waited_for(lambda: Registry(place).find(artifact.summary["name"], artifact.fingerprint), ASK_SECONDS)
+        return found is not None
     except LookupError:
         return False
     except Exception as error:

@@ -27,11 +27,13 @@ from typing import Any, TypeVar
 from cluster.errors import Stopped
 from cluster.stage import Workspace
 from cluster.train.failure import Failure, is_echo
-from cluster.train.worker import EVENTS, POLL_SECONDS, Board, Ended, Started, StoppedAt, Worker
+from cluster.train.worker import EVENTS, POLL_SECONDS, Board, Ended, Lost, Started, StoppedAt, Worker
 
 # glibc maps what is larger than 32 MB afresh each time, and touching new pages costs more than most elementwise work on
 # them; training frees and asks for the same sizes at every step. One arena, for a thread's own ends at 64 MB.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}
+
+DEAD = "WorkerHealthCheck"  # Ray Train's errors of a worker that has gone, …Failed and …Timeout; others only miss it
 
 Payload = TypeVar("Payload")
 
@@ -106,7 +108,7 @@ def fit(
             name=ws.fingerprint,
             storage_path=str(scratch),  # holds no checkpoint: those go to our store
             failure_config=FailureConfig(max_failures=session.config.max_failures),
-            callbacks=[_no_restart_after_failure(board)],
+            callbacks=[_on_exceptions(board)],
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": ALLOCATOR},
         ),
@@ -124,6 +126,7 @@ def fit(
     thread.start()
     result: dict | StoppedAt | None = None
     failure: Failure | None = None
+    lost: Lost | None = None
     with log.open("a", encoding="utf-8") as file:
         while True:
             running = thread.is_alive()  # asked before the last drain, so that nothing is left behind
@@ -131,7 +134,12 @@ def fit(
             for message in messages:
                 if isinstance(message, Ended):
                     result = message.result
+                elif isinstance(message, Lost):
+                    lost = message
                 elif isinstance(message, Started):
+                    if lost:
+                        ws.note(_loss(ws.step, lost, message.step))
+                        lost = None
                     _hold_lines(log, message.events, ws)
                     file.seek(0, 2)
                 else:
@@ -182,8 +190,8 @@ def _work(config: dict[str, Assignment]) -> None:
     if ray.get(given.board.join.remote(worker.rank, actor)):
         return
     try:
-        worker.resume()
-        worker.tell(Started(len(worker.events)))
+        found = worker.resume()
+        worker.tell(Started(len(worker.events), found[0] if found else 0))
         result = given.task(worker, given.payload)
     except Exception as error:
         if is_echo(error):
@@ -193,17 +201,28 @@ def _work(config: dict[str, Assignment]) -> None:
     worker.tell(Ended(result))
 
 
-def _no_restart_after_failure(board: Any) -> Any:
-    """Ends the training where Ray Train would restart workers that the driver has ended because of a failure."""
+def _on_exceptions(board: Any) -> Any:
+    """Ends the training where Ray Train would restart workers that the driver has ended because of a failure.
+
+    Where it does restart them, the driver hears which were lost.
+    """
     import ray
     from ray.train import UserCallback
 
-    class NoRestartAfterFailure(UserCallback):
+    class OnExceptions(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             if ray.get(board.has_failed.remote()):
                 raise RuntimeError("a rank has failed")  # an error of the controller's is not retried
+            died = [r for r, error in worker_exceptions.items() if type(error).__name__.startswith(DEAD)]
+            ray.get(board.post.remote([Lost(tuple(sorted(died)))]))
 
-    return NoRestartAfterFailure()
+    return OnExceptions()
+
+
+def _loss(stage: str, lost: Lost, step: int) -> str:
+    ranks = f" (rank {', '.join(map(str, lost.ranks))})" if lost.ranks else ""
+    where = f"the checkpoint of step {step}" if step else "its start"
+    return f"{stage}: a training worker was lost{ranks}. The workers are restarted, and go on from {where}."
 
 
 def _hold_lines(path: Path, count: int, ws: Workspace) -> None:

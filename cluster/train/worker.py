@@ -31,6 +31,7 @@ class Started:
     """The workers were (re)started: the curve resumes from their checkpoint's events, of which there are so many."""
 
     events: int
+    step: int  # the checkpoint's; 0: from the start
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,20 @@ class StoppedAt:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """Ranks have gone, and Ray Train starts all anew, unless that was once too often."""
+
+    ranks: tuple[int, ...]  # as far as is known: the others miss one before it is known which
+
+
+@dataclass(frozen=True)
 class Ended:
     """The task has returned on rank 0."""
 
     result: dict | StoppedAt
 
 
-Message = dict | Started | Ended
+Message = dict | Started | Lost | Ended
 """An event of the curve (see cluster.events for the forms), or one of the above."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,7 +124,9 @@ def go(recipe: Recipe, until: str | None, console: Terminal, log: Path, require_
 
 def ending(run: Run, console: Terminal, require_champion: bool = False) -> int:
     """A run that is open, to its exit code: done, failed, stopped by Ctrl-C, or done and not the champion."""
-    with run.stop:
+    from flows import last_words
+
+    with run.stop, contextlib.nullcontext() if run.all_cached else last_words.said(run):
         try:
             code = work(run)
         except Exception as error:

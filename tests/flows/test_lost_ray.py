@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from cluster import ray_watch
-from cluster.ray_watch import RayLost, Watch
+from cluster.ray_watch import HeadWatch, RayLost, Watch
 from flows.faults import is_infrastructure_fault
 
 HERE = Path(__file__).parent
@@ -122,6 +123,31 @@ def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> No
         finally:
             watch.stop()
             raylet.kill()
+
+
+def test_a_joined_cluster_whose_head_goes_away_is_lost_and_one_that_comes_back_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_watch, "HEAD_SECONDS", 2.0)
+    monkeypatch.setattr(ray_watch, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as head:
+        port = head.getsockname()[1]
+        watch = HeadWatch("127.0.0.1", port)
+        with watch.during(again=False):
+            time.sleep(1)
+    time.sleep(1)
+    with socket.create_server(("127.0.0.1", port), backlog=100):
+        time.sleep(2)
+        assert watch.problem() == ""
+    said = f"The head of the Ray cluster at 127.0.0.1:{port} has not answered for 2 s"
+    with pytest.raises(RayLost, match=said) as raised, watch.during(again=False):
+        time.sleep(60)
+    assert not is_infrastructure_fault(raised.value)
+    watch.stop()
+    other = HeadWatch("127.0.0.1", port)
+    with pytest.raises(RayLost, match="does not answer"), other.during(again=False):
+        raise ConnectionError("what comes of it, before it is known")
+    other.stop()
 
 
 def test_a_ray_that_ends_while_nobody_needs_it_is_put_away(monkeypatch: pytest.MonkeyPatch) -> None:

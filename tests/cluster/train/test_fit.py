@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import UserError
 from cluster.session import ClusterConfig, Session
-from cluster.stage import Stage, Step, Surroundings, run_step
+from cluster.stage import Hooks, Stage, Step, Surroundings, run_step
 from cluster.store.artifact import Artifacts
 from cluster.train.fit import _hold_lines, fit
 from cluster.train.worker import Worker
@@ -71,10 +72,11 @@ def workers_get_this_file() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(module)
 
 
-def go(folder: Path, workers: int = 2, **config: Any) -> Any:
+def go(folder: Path, workers: int = 2, notes: list[str] | None = None, **config: Any) -> Any:
     step = Step(name="count", stage=COUNT, config=Config(**config), inputs={})
     session = Session(ClusterConfig.model_validate({"workers": workers}))
-    return run_step(step, Artifacts(folder / "store"), Surroundings(session)).artifact
+    hooks = Hooks(note=notes.append) if notes is not None else Hooks()
+    return run_step(step, Artifacts(folder / "store"), Surroundings(session, hooks=hooks)).artifact
 
 
 def curve(artifact: Any) -> list[int]:
@@ -83,12 +85,19 @@ def curve(artifact: Any) -> list[int]:
 
 @pytest.mark.slow
 def test_a_dead_worker_is_restarted_and_its_curve_has_every_step_once(ray_local: Any, tmp_path: Path) -> None:
-    artifact = go(tmp_path, die_at=5, marker=str(tmp_path / "marker"))
+    notes: list[str] = []
+    artifact = go(tmp_path, notes=notes, die_at=5, marker=str(tmp_path / "marker"))
     assert (tmp_path / "marker").exists()
     assert artifact.summary["resumed_from"] == 4
     assert curve(artifact) == [1, 2, 3, 4, 5, 6]
     assert artifact.summary["seen"] == {"loss": 6.0, "rank": 0.5}
     assert artifact.summary["devices"] == 2
+    (note,) = notes
+    assert re.fullmatch(
+        r"count: a training worker was lost( \(rank 0\))?\. The workers are restarted, and go on from "
+        r"the checkpoint of step 4\.",
+        note,
+    )
 
 
 @pytest.mark.slow
