@@ -32,7 +32,10 @@ NAMES = re.compile(
 )
 SHORTEST = 6  # of a secret that is looked for by itself: a shorter one, or a plain word, is in too many texts
 # With one slash it is what pathlib has made of an address (models:/NAME@ALIAS is none).
-_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){2}|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
+_SCHEME = (
+    r"(?:[A-Za-z][A-Za-z0-9+.-]{0,30}:(?:\\?/){2}"
+    r"|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
+)
 _PARAMETER = (
     r"(?:[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|signature|credential|token(?![a-z])|api[_-]?key"
     r"|access[_-]?key(?:[_-]?id)?|authorization)[\w.-]*|sig|key|auth)"
@@ -46,7 +49,10 @@ _HOST = r"(?:localhost|\[[0-9A-Fa-f:]+\]|\d+\.\d+\.\d+\.\d+|[\w-]+(?:\.[\w-]+)*(
 _PATTERNS = (
     (re.compile(rf'({_SCHEME})[^\s/?#"<>]*@'), rf"\1{MASK}@"),
     # A secret key of AWS may have slashes, which a URL should have quoted; host:5000/…@… is no login.
-    (re.compile(rf'({_SCHEME})[^\s/?#"<>:@\[\]]+:(?!\d{{1,5}}(?:[/?#]|$))[^\s"<>]*@(?=[\w\[])'), rf"\1{MASK}@"),
+    (
+        re.compile(rf'({_SCHEME})[^\s/?#"<>:@\[\]]+:(?!\d{{1,5}}(?:[/?#]|$))[^\s"<>]{{0,2000}}@(?=[\w\[])'),
+        rf"\1{MASK}@",
+    ),
     (re.compile(rf'(?<![\w/@.:-])[^\s:/@\'"=,()\[\]]+:[^\s/@\'"]+@(?={_HOST})'), f"{MASK}@"),
     (re.compile(rf'(?i)([?&#;]{_PARAMETER}=)[^\s&#"\'<>;]+'), rf"\1{MASK}"),
     (
@@ -66,7 +72,7 @@ _PATTERNS = (
         MASK,
     ),
     # As YAML and a header write it; a word of prose after a colon is no secret, one with a digit may be.
-    (re.compile(rf"(?i)({_ASSIGNED}:\s*)(?=[^\s,;]*\d)[^\s,;\"'*]{{8,}}"), rf"\1{MASK}"),
+    (re.compile(rf"(?i)({_ASSIGNED}:\s*)(?=[^\s,;]{{0,80}}\d)[^\s,;\"'*]{{8,}}"), rf"\1{MASK}"),
 )
 _WORTH_A_LOOK = re.compile(r"@|=|:\s|earer|asic\s|_|--|A[KS]IA|sk-|glpat-|xox")
 _guard = threading.Lock()

@@ -18,7 +18,7 @@ ROOMS = ("flows", "cluster", "model")
 LEADS_UP = {"joinpath", "with_name", "with_stem", "relative_to_root"}
 OURS = {
     # made here, of numbers, digests and constants
-    "cluster/cache.py": {"f'tokenmill-{user()}'"},
+    "cluster/cache.py": {"f'tokenmill-{os.getuid()}'"},
     "cluster/data/examples/signatures.py": {"f'{key}.json'", "f'.{path.name}-{uuid.uuid4().hex}'"},
     "cluster/data/pack.py": {
         "f'{name}.docs.npy'", "f'{name}.bytes.npy'", "f'{self.stem}-{len(self.shards):05d}.bin'",  # file_names()
@@ -35,7 +35,7 @@ OURS = {
     "cluster/store/lease_place.py": {"self.key", "f'{TEMPORARY}leases.lock'", "f'{TEMPORARY}{mine.nonce}'"},
     "cluster/store/s3.py": {"f'.tmp-{uuid.uuid4().hex}'", "n"},  # what is published
     "cluster/store/workplace.py": {
-        "f'tokenmill-{user()}'", "f'out-{os.getpid()}-{secrets.token_hex(3)}'", "fingerprint",
+        "f'out-{os.getpid()}-{secrets.token_hex(3)}'", "fingerprint",
     },
     "cluster/tracking/outbox.py": {"f'{key}.stage'", "f'{path.stem}.stage'"},  # of the outbox' own listing
     "cluster/tracking/place.py": {"hashlib.sha256(store.encode()).hexdigest()[:16]", "path.name + '.lock'"},
@@ -45,7 +45,6 @@ OURS = {
     },
     "cluster/train/precision.py": {"f'{MEMORY}.{os.getpid()}'"},
     "cluster/train/worker.py": {"f'{step}'"},
-    "flows/prefect_server.py": {"f'tokenmill-{user()}'"},
     "model/interop/folder.py": {"f'part-{shard}'", "name"},  # write_weights' own
     # checked where it is joined, or listed by this machine
     "cluster/store/local.py": {
@@ -55,6 +54,7 @@ OURS = {
     "cluster/data/readers/installed.py": {"name", "path"},  # of packages that are installed, and so run
     "model/inside.py": {"entry.name", "plain_name(name, by)"},
     # a person's own words
+    "cluster/interop/base.py": {"name"},  # FILES, and weight_files' keys, which went through `inside`
     "cluster/interop/gguf.py": {"f'.{target.name}.part'"},
     "cluster/interop/huggingface.py": {"f'.{target.name}{BUILDING}{uuid.uuid4().hex[:8]}'"},
     "flows/recipe_toml.py": {"base"},

@@ -82,7 +82,7 @@ def find_base(base: str, place: Place | None = None) -> BaseConfig:
         else:
             above, path = path, model_folder(base, place)  # itself, or the model inside an MLflow model's
             for name in FILES:
-                inside(above, (path / name).relative_to(above).as_posix())
+                inside(above, "/".join((*path.relative_to(above).parts, name)))
             network, names = _network(path), FILES
         return BaseConfig(digest=_digest(path, names), name=str(path), source=str(path), network=network)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 
 import pytest
 from hypothesis import given
@@ -198,3 +199,19 @@ def test_every_log_record_is_masked_with_its_traceback(monkeypatch: pytest.Monke
     assert PW not in out.getvalue()
     assert "Traceback" in out.getvalue()
     assert "3 of tokens" in out.getvalue()
+
+
+LONG = [
+    "a" * 50_000 + "@=",
+    "?" + "a" * 50_000 + "=",
+    "x://" * 10_000 + "@",
+    "a:" * 20_000 + "@=",
+    "token:" * 9000 + "=",
+]
+
+
+@pytest.mark.parametrize("text", LONG, ids=lambda text: text[:8])
+def test_a_strangers_long_text_takes_no_long_time(text: str) -> None:
+    begun = time.process_time()
+    masked(text)
+    assert time.process_time() - begun < 5
