@@ -90,7 +90,7 @@ def named(path: Path) -> Iterator[None]:
             raise
         text = str(error)
         text = f"{path}{text.removeprefix(path.name)}" if text.startswith(f"{path.name} ") else f"{path}: {text}"
-        raise type(error)(_short(text)) from error
+        raise type(error)(text) from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(_short(f"{path} has a value that can't be used ({type(error).__name__}: {error}).")) from error
     except BaseException as error:

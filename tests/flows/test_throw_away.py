@@ -101,7 +101,7 @@ def test_a_filter_an_objective_and_a_mixer_are_in_the_recipe_the_plan_the_closin
     assert "shouting" in rows["filter"] and "halving, repeat, 3 steps" in rows["pretrain"]
     screen, pages = go(recipe, "pretrain", prefect_api, monkeypatch)
     assert "1 removed (shouting.max_capitals 1)" in screen and "parameters of halving" in screen
-    assert "| shouting.max_capitals | 1 |" in pages["three-filter-report"]
+    assert r"| shouting.max\_capitals | 1 |" in pages["three-filter-report"]
     assert "Trained by repeat." in pages["three-pretrain-report"] and "of halving" in str(pages["three-stages"])
 
 
@@ -129,7 +129,7 @@ def test_a_stage_is_on_the_screen_in_the_closing_table_and_on_prefect_s_page(
 ) -> None:
     shown, pages = go(read_recipe(str(counting)), "counting", prefect_api, monkeypatch)
     assert shown.count("counted to 5") == 2 and "The last number was 5." in shown
-    assert "All numbers up to 5." in pages["thrown-counting-report"]
+    assert r"All numbers up to 5\." in pages["thrown-counting-report"]
     assert "counted to 5" in str(pages["thrown-stages"])
 
 

@@ -1,5 +1,6 @@
 """What Registry makes of a registry's records, and how a name finds its folder."""
 
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -61,20 +62,25 @@ def test_two_processes_that_download_one_model_both_get_it(place, tmp_path, monk
     client.create_model_version("m", "s3://bucket/x")
     import mlflow.artifacts
 
+    def listed(uri, tracking_uri):
+        assert uri == f"s3://bucket/x/{INSIDE}"
+        return [SimpleNamespace(path=f"{INSIDE}/{name}", is_dir=False) for name in (*FILES, "other.bin")]
+
     def download(artifact_uri, dst_path, tracking_uri):
-        assert artifact_uri == f"s3://bucket/x/{INSIDE}"
-        got = find.Path(dst_path) / "model"
-        others = find.Path(dst_path).parent / key
-        for folder in (got, others):
-            folder.mkdir()
-            for name in FILES:
-                (folder / name).write_text(folder.name, encoding="utf-8")
-        return str(got)
+        folder, _, name = artifact_uri.rpartition("/")
+        assert folder == f"s3://bucket/x/{INSIDE}" and name in FILES, "no file but ours is fetched"
+        got = find.Path(dst_path)
+        others = got.parents[1] / key
+        others.mkdir(exist_ok=True)
+        for place in (got, others):
+            (place / name).write_text(place.name, encoding="utf-8")
+        return str(got / name)
 
     version = Registry(place).get("models:/m/1")
     text = f"{place.uri}|{version.uri}|{version.created}|{version.source}"
     key = find.hashlib.sha256(text.encode()).hexdigest()[:20]
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(mlflow.artifacts, "list_artifacts", listed)
     folder = model_folder("models:/m/1", place)
     assert (folder / FILES[0]).read_text(encoding="utf-8") == key
     assert [p.name for p in (tmp_path / "cache" / "models").iterdir()] == [key]
