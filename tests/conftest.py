@@ -19,6 +19,8 @@ def pytest_configure() -> None:
     """A shell has what it starts behind `&` ignore SIGINT, by which Ray cancels its workers, who would inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under `nohup`: a command would ignore it too
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
