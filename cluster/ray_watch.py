@@ -36,7 +36,6 @@ INTERRUPT = signal.SIGURG
 # How long Ray asks for a GCS that is gone, before it ends this process: twice its default, so that a slow machine has
 # the time to end it in order. What a killed driver leaves looks for its GCS as long.
 SYSTEM_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 120}
-AGENTS = 2  # of a raylet: ray::DashboardAgent and ray::RuntimeEnvAgent
 NAMES = {"raylet": "raylet", "gcs_server": "GCS"}
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ class Watch:
     def __init__(self, processes: Mapping[str, subprocess.Popen[Any]], idle: Callable[[], None] = lambda: None):
         self._processes = {NAMES[name]: process for name, process in processes.items() if name in NAMES}
         self._idle, self._stopped = idle, threading.Event()
-        self._agents: list[psutil.Process] = []  # the raylet's, which would look for it and for the GCS for minutes
+        # The raylet's, workers and agents. They are known by descent: an agent has its name only once it is up.
+        self._children: set[psutil.Process] = set()
         self._waiting = False  # the main thread is within `during`
         self._thread = threading.Thread(target=self._look, name="ray-watch", daemon=True)
         self._thread.start()
@@ -83,11 +83,17 @@ class Watch:
         """Before Ray is ended on purpose."""
         self._stopped.set()
 
-    def end_agents(self) -> None:
-        """End what Ray doesn't end where its raylet is gone."""
-        for agent in self._agents:
+    def see_children(self) -> None:
+        """Know what the raylet has started by now; to be asked while it lives."""
+        if "raylet" in self._processes:
             with contextlib.suppress(psutil.Error):
-                agent.kill()  # unless its number is another's by now
+                self._children.update(psutil.Process(self._processes["raylet"].pid).children())
+
+    def end_children(self) -> None:
+        """End what Ray doesn't end where its raylet is gone: its agents would look for it for minutes."""
+        for child in self._children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()  # unless its number is another's by now
 
     @contextlib.contextmanager
     def during(self, again: bool) -> Iterator[None]:
@@ -131,10 +137,7 @@ class Watch:
             if problem and not self._stopped.is_set():
                 _log.error("%s", problem)
                 break
-            if len(self._agents) < AGENTS and "raylet" in self._processes:
-                with contextlib.suppress(psutil.Error):
-                    children = psutil.Process(self._processes["raylet"].pid).children()
-                    self._agents = [child for child in children if "Agent" in child.name()]
+            self.see_children()
         quiet = 0.0
         while not self._stopped.is_set() and quiet < IDLE_SECONDS:
             if self._waiting:

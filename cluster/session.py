@@ -215,8 +215,9 @@ class Session:
             if self._watch is watch:
                 watch.stop()
                 if self._watches_own:
+                    watch.see_children()
                     worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
-                    watch.end_agents()
+                    watch.end_children()
                 self.close()
 
     def _run(self, ready: threading.Event, closing: threading.Event) -> None:

@@ -83,7 +83,6 @@ def test_a_killed_raylet_and_a_killed_gcs_are_replaced_and_the_line_ends_as_if_u
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="where no retry is allowed, the agents of a Ray whose GCS was killed live on for minutes")
 def test_where_no_retry_is_allowed_it_ends_with_a_sentence_and_the_command_to_go_on(
     tmp_path: Path, prefect_api: str
 ) -> None:
