@@ -91,7 +91,7 @@ class Watch:
 
     def end_children(self) -> None:
         """End what Ray doesn't end where its raylet is gone: its agents would look for it for minutes."""
-        for child in self._children:
+        for child in list(self._children):  # the thread may be within its last look
             with contextlib.suppress(psutil.Error):
                 child.kill()  # unless its number is another's by now
 

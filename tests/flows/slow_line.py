@@ -16,9 +16,9 @@ from flows.prefect_server import EmbeddedServer
 from flows.quiet import quiet
 
 
-def polite(ws: Any) -> dict:
-    for step in range(1200):
-        ws.progress(step, 1200, "")
+def polite(ws: Any, steps: int = 1200) -> dict:
+    for step in range(steps):
+        ws.progress(step, steps, "")
         if step == 3:
             Path(ws.artifacts.store.url, "at-work").write_text("", encoding="utf-8")
         if ws.stopping():
@@ -35,14 +35,7 @@ def deaf(ws: Any) -> dict:
 
 def short(ws: Any) -> dict:
     """Works for six seconds, and says how far it is: longer than a page waits for the next."""
-    for step in range(120):
-        ws.progress(step, 120, "")
-        if step == 3:
-            Path(ws.artifacts.store.url, "at-work").write_text("", encoding="utf-8")
-        if ws.stopping():
-            raise Stopped(f"at step {step}, with a checkpoint")
-        time.sleep(0.05)
-    return {}
+    return polite(ws, 120)
 
 
 def shown(run: Any) -> Callable[[Any], dict]:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
@@ -21,7 +19,8 @@ from cluster.interop.huggingface import export_folder, import_folder
 from cluster.serve.generator import Generator
 from cluster.stage import Step, run_step
 from cluster.store.artifact import Artifacts
-from tests.cluster.data.tokenizer.their_tokenizers import byte_level, pieces, write
+from tests.cluster.data.tokenizer.their_tokenizers import write
+from tests.cluster.interop.their_folder import KINDS, write_folder
 
 DEEP: Any = []
 for _ in range(400):
@@ -62,18 +61,10 @@ def replaced(value: Any, at: tuple, by: Any) -> Any:
 def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder with each kind of tokenizer, of two shards, and one of ours."""
     found = {}
-    for kind in ("bytes", "sentencepiece"):
+    for kind in KINDS:
         folder = found[kind] = tmp_path_factory.mktemp(kind)
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=640, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                             num_attention_heads=2, max_position_embeddings=32)  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="20KB")
-        if kind == "bytes":
-            byte_level(folder)
-        else:
-            pieces(folder, "LlamaTokenizer")
-            about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            write(folder, "tokenizer_config.json", about | {"added_tokens_decoder": None})
+        write_folder(folder, kind, max_shard_size="20KB")
+        if kind == "sentencepiece":
             write(folder, "added_tokens.json", {})
         write(folder, "special_tokens_map.json", {"bos_token": "<s>", "additional_special_tokens": []})
     found["ours"] = tmp_path_factory.mktemp("ours") / "model"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
 from cluster.interop.huggingface import import_folder
 from model.checkpoint import load_config, load_model
-from tests.cluster.data.tokenizer.their_tokenizers import byte_level, pieces, write
+from tests.cluster.data.tokenizer.their_tokenizers import write
+from tests.cluster.interop.their_folder import KINDS, write_folder
 
 BROKEN = {
     "empty": (b"", "an empty file"),
@@ -49,18 +49,9 @@ FILES = {
 def whole(tmp_path_factory) -> dict[str, Path]:
     """A model with each kind of tokenizer."""
     found = {}
-    for kind in ("bytes", "sentencepiece"):
-        folder = found[kind] = tmp_path_factory.mktemp(kind)
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=640, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                             num_attention_heads=2, max_position_embeddings=32)  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder)
-        if kind == "bytes":
-            byte_level(folder)
-        else:
-            pieces(folder, "LlamaTokenizer")
-            about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            write(folder, "tokenizer_config.json", about | {"added_tokens_decoder": None})
+    for kind in KINDS:
+        found[kind] = tmp_path_factory.mktemp(kind)
+        write_folder(found[kind], kind)
     return found
 
 
