@@ -45,6 +45,10 @@ AGAIN_SECONDS = 10.0  # between two attempts to begin the flow run on an API tha
 # How long a run that has ended waits for its mirror: one that was stopped, any other, and while Prefect's own API is
 # still on its way up.
 STOPPED_SECONDS, CLOSING_SECONDS, STARTING_SECONDS = 3.0, 10.0, 30.0
+IMPORTED = (
+    "prefect.artifacts", "prefect.events.worker", "prefect.flow_engine", "prefect.logging.handlers",
+    "prefect.task_engine", "prefect.utilities.visualization", "pydantic.v1", "rich._emoji_codes",
+)  # fmt: skip
 ATTEMPTS = 10  # bounds Prefect's own count of retries, which follows the work's
 
 _log = logging.getLogger(__name__)
@@ -340,9 +344,12 @@ def state_of(ending: Ending) -> State:
 
 
 def _import() -> None:
-    """Prefect's parts, in the main thread: two threads that import what imports one another see it half made."""
-    for name in ("artifacts", "events.worker", "flow_engine", "logging.handlers", "task_engine"):
-        importlib.import_module(f"prefect.{name}")
+    """What the thread will need, in the main one: two threads that import what imports one another see it half made.
+
+    Ray's first `put` asks for pydantic.v1, as does the making of a flow.
+    """
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def _drained() -> bool:
