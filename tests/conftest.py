@@ -24,8 +24,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that two processes end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_whole_line.py")
+    """The longest files first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in ("test_whole_line.py", "test_commands_of_docs.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)

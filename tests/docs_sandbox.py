@@ -31,7 +31,7 @@ from tests.files import ROOT
 
 CODE = ("flows", "cluster", "model", "infra")
 FILES = ("Makefile", "pyproject.toml", "constraints.txt", "README.md", ".gitignore")
-SUITE = ("tests/__init__.py", "tests/cluster/test_ray_address.py", "tests/model/test_presets.py")
+SUITE = ("tests/__init__.py", "tests/cluster/data/filters/test_normalise.py", "tests/model/test_presets.py")
 SMALL: dict[str, Any] = {  # of the demo
     "tokenizer.vocab_size": 512, "model.d_model": 32, "model.n_layers": 1, "model.n_heads": 2, "model.n_kv_heads": 1,
     "model.max_seq_len": 160, "train.steps": 20, "train.batch_size": 1, "train.seq_len": 32, "train.lr": 5e-3,

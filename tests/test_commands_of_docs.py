@@ -2,8 +2,7 @@
 
 Fenced and inline commands are run in the documents' order: servers that a text starts stay, what it exports is set from
 there on. The demo's numbers are small. A synopsis is run with its options filled in. What takes long or can't be run
-here is skipped with its reason; `DOCS_COMMANDS=1 pytest tests/test_commands_of_docs.py` runs them (some minutes, which
-the suite has not), `EVERY_COMMAND=1 pytest tests/test_commands_of_docs.py` runs the long ones too, and the
+here is skipped with its reason; `EVERY_COMMAND=1 pytest tests/test_commands_of_docs.py` runs the long ones too, and the
 demo in its real size. A command that no way below knows fails the test, so that a new one is given a way on purpose.
 """
 
@@ -25,9 +24,6 @@ from tests.files import ROOT
 pytestmark = pytest.mark.slow
 DOCS = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
 EVERY = bool(os.environ.get("EVERY_COMMAND"))
-asked = pytest.mark.skipif(
-    not EVERY and not os.environ.get("DOCS_COMMANDS"), reason="minutes: DOCS_COMMANDS=1 runs the docs' commands"
-)
 DEMO = "tokenmill run flows/recipes/demo.toml"
 SERVE = "make .venv-s3/.installed && .venv-s3/bin/python infra/s3/serve.py"
 PROGRAMS = r"(?:tokenmill|make|pip|python|ray|prefect|mlflow|RAY_ADDRESS=\S+|run|--set|--store)"
@@ -251,13 +247,11 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docs]:
     sandbox.close()
 
 
-@asked
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_docs_works_as_it_is_written(command: str, docs: Docs) -> None:
     docs.follow(command)
 
 
-@asked
 @pytest.mark.parametrize("code", pythons())
 def test_python_of_the_docs_works_as_it_is_written(code: str, docs: Docs) -> None:
     docs.follow("make demo")
