@@ -54,10 +54,18 @@ def tasks():
             time.sleep(0.01)
         return unit
 
-    return read, double, wrong, sleep
+    def wait(path):
+        begun = time.monotonic()
+        while not Path(path).exists():
+            if time.monotonic() - begun > 60:
+                return "not there"
+            time.sleep(0.01)
+        return "there"
+
+    return read, double, wrong, sleep, wait
 
 
-read, double, wrong, sleep = tasks()
+read, double, wrong, sleep, wait = tasks()
 
 
 def places(tables):
@@ -196,5 +204,9 @@ def test_a_unit_whose_worker_dies_every_time_is_an_error(ray_local, run):
         list(run(die, [0]))
 
 
-def test_gathered_results_come_as_they_are_ready(ray_local):
-    assert list(gather([(sleep, (0.6,)), (double, (2, 5, ""))])) == [(1, 10), (0, 0.6)]
+def test_gathered_results_come_as_they_are_ready(ray_local, tmp_path):
+    """The first call ends only after the second one's result has been given."""
+    results = gather([(wait, (str(tmp_path / "go"),)), (double, (2, 5, ""))])
+    assert next(results) == (1, 10)
+    (tmp_path / "go").write_text("", encoding="utf-8")
+    assert list(results) == [(0, "there")]
