@@ -38,6 +38,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of Prefect's for the commands that tests start: its database is made once, by the first of them."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
     """OpenStack Swift's s3api on 127.0.0.1; its AWS_* variables, which are also set while it runs."""
     serve = load_serve()

@@ -62,9 +62,9 @@ def call(*words: str, typed: str = "") -> str:
     return result.output
 
 
-def run(folder: Path) -> str:
+def run(folder: Path, prefect_home: Path) -> str:
     done = subprocess.run(
-        command("run", "r.toml"), cwd=folder, env=environment(folder / "prefect"), capture_output=True, text=True,
+        command("run", "r.toml"), cwd=folder, env=environment(prefect_home), capture_output=True, text=True,
         timeout=500, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +72,7 @@ def run(folder: Path) -> str:
 
 
 def test_an_imported_model_is_instructed_released_asked_and_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,7 +86,7 @@ def test_an_imported_model_is_instructed_released_asked_and_exported(
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
     call("import", "hub", "--name", "theirs")
-    said = run(tmp_path)
+    said = run(tmp_path, prefect_home)
     steps = ["base", "corpus", "filter", "pack", "evaluate-base", "instruct", "rlhf", "evaluate", "release"]
     assert sorted(manifests(str(tmp_path / "store"))) == sorted(steps)
     closing = said.partition("stages in")[2]

@@ -34,7 +34,7 @@ def serve() -> Iterator[Callable[..., Any]]:
     yield begin
     for process in started:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def free_port() -> int:
@@ -70,7 +70,7 @@ def test_the_printed_variables_lead_to_a_bucket_and_a_second_server_is_refused(
     assert store.read("a.txt") == b"hello"
 
     first.send_signal(signal.SIGINT)
-    assert first.wait(30) == 0
+    assert first.wait(60) == 0
     again = serve("--folder", str(tmp_path / "data"), "--port", str(port), "--bucket", "mine")
     assert again.stdout.readline().startswith("export ")
     assert open_store("s3://mine/prefix").read("a.txt") == b"hello"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from cluster.store.artifact import Artifacts
+from tests.cluster.tiny_mlflow import sqlite_place
 
 RECIPE = Path(__file__).parent / "recipes" / "tiny.toml"
 STEPS = {
@@ -47,6 +49,16 @@ def run(folder: Path, prefect_home: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def with_data(folder: Path, whole: Path) -> Path:
+    """The store of `folder`, with a whole run's data in it and an MLflow beside it: only a training is to come."""
+    sqlite_place(folder)
+    for manifest in (whole / "store").glob("*/*/manifest.json"):
+        if json.loads(manifest.read_text(encoding="utf-8"))["name"] in ("corpus", "filter", "tokenizer", "pack"):
+            key = manifest.parent.relative_to(whole)
+            shutil.copytree(whole / key, folder / key, copy_function=os.link)
+    return folder / "store"
 
 
 def manifests(store: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ class Slow(Session):
 
     def _start(self) -> None:
         self.starts += 1
-        self.may.wait(10)
+        self.may.wait(60)
         if self.starts <= self.failures:
             raise RuntimeError("no room")
 

@@ -30,7 +30,7 @@ def test_a_step_runs_once_and_is_then_found(store_url):
 
     again = run_step(line(run=refuse), Artifacts(store_url))
     assert again.cached and again.artifact.manifest == first.artifact.manifest
-    assert again.seconds < 5
+    assert again.seconds < 60
 
 
 def test_the_manifest_tells_what_it_is_where_it_came_from_and_what_it_cost(store_url):

@@ -19,6 +19,7 @@ from cluster.session import ClusterConfig, Session
 from cluster.stage import Stage, Step
 from cluster.train.fit import fit
 from cluster.train.worker import Worker
+from flows import walk
 from flows.cli.run import ending
 from flows.quiet import quiet
 from flows.run import look
@@ -63,6 +64,7 @@ def train(worker: Worker, config: Config) -> dict:
 
 def main(store: Path, max_failures: int) -> int:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this file
+    walk.RETRY_SECONDS = (0, 0)
     config = Config(folder=str(store))
     first = Step("data", Stage("data", "data", 1, Config, data, Given), config, {})
     second = Step(

@@ -149,7 +149,7 @@ def test_with_everything_cached_neither_prefect_nor_ray_is_even_imported(folder:
     )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "PREFECT_HOME": str(folder / "none")}
     command = [sys.executable, str(script)]
-    out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, encoding="utf-8")
+    out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, encoding="utf-8")
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-1] == "[]"
     assert "= corpus" in out.stdout and "cached" in out.stdout and "Store:" in out.stdout
@@ -164,7 +164,10 @@ def test_a_stage_that_fails_ends_with_its_words_the_log_and_how_to_go_on(
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    from flows import walk
     from flows.cli.run import ending
+
+    monkeypatch.setattr(walk, "RETRY_SECONDS", (0, 0))
 
     def fails(error: Exception) -> Any:
         def work(ws: Any) -> dict:

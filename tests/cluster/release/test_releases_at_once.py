@@ -66,7 +66,7 @@ def test_a_release_waits_for_another_of_the_same_name_only(place):
         assert not waited
         stop.set()
         with pytest.raises(Stopped, match="tiny"):
-            waiting.result(10)
+            waiting.result(60)
     stop.clear()
     wait()
     assert waited == ["tiny"]

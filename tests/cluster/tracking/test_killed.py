@@ -69,7 +69,9 @@ def test_a_clock_that_is_set_marks_no_live_run(
     store_url: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int, shared: bool
 ) -> None:
     """Two runs of the same work, on one store and on two that have one MLflow; then the second's clock jumps."""
-    at_work, may_end, waits = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(lease_module, "TAKEN_OVER_SECONDS", 600.0)
+    monkeypatch.setattr(lease_module, "SAY_SECONDS", 0.1)
+    at_work, may_end, waits = threading.Event(), threading.Event(), threading.Semaphore(0)
 
     def work() -> None:
         at_work.set()
@@ -82,12 +84,12 @@ def test_a_clock_that_is_set_marks_no_live_run(
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 10**9)
     other = store_url if shared else str(tmp_path / "other")
-    second = threading.Thread(target=make, args=(other, place, "second", lambda: None, lambda text: waits.set()))
+    second = threading.Thread(target=make, args=(other, place, "second", lambda: None, lambda text: waits.release()))
     second.start()
     try:
         if shared:
-            assert waits.wait(60)
-            time.sleep(1.5)  # longer than a dead owner is waited for
+            for _ in range(3):  # it has looked at the owner again and again
+                assert waits.acquire(timeout=60)
         else:
             second.join(60)
         assert runs(place, "line")["corpus of first"].info.status == "RUNNING"

@@ -90,9 +90,9 @@ def test_a_sampler_sends_until_it_is_stopped():
 
     sampler = Sampler(sink, seconds=0.01)
     sampler.start()
-    assert enough.wait(30)
+    assert enough.wait(60)
     sampler.stop()
-    sampler._thread.join(10)
+    sampler._thread.join(60)
     count = len(seen)
     assert not sampler._thread.is_alive()
     assert len(seen) == count

@@ -149,7 +149,10 @@ def test_system_metrics_are_sampled_beside_the_stages(place):
     track = Tracker(place, "line", system_seconds=0.1)
     track.start_line("demo")
     stage = track.stage("pretrain", "f1")
-    time.sleep(0.6)
+    ends = time.monotonic() + 60
+    while not all("system/system_memory" in p.read_text(encoding="utf-8") for p in track.folder.glob("00*.jsonl")):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
     stage.finish()
     assert track.finish(timeout=60)
     for run in runs(place, "line").values():

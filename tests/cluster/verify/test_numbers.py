@@ -104,7 +104,7 @@ def test_thousands_and_decimals_are_told_apart(whole: int, marks: tuple[str, str
     "part", ["1 ", "1,", "1/", "1^", "√", r"\frac{", r"\sqrt", "½", "= ", "$ ", "1 000 ", "-", "9"]
 )
 def test_reading_takes_no_time_whatever_is_written(part: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     list(numbers(part * (4000 // len(part))))
     number(part * (4000 // len(part)))
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2

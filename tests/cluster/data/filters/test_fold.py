@@ -180,7 +180,7 @@ def test_folding_costs_little() -> None:
     judge(signs[:1], RULES)
     took = []
     for these in (texts, signs):
-        begin = time.perf_counter()
+        begin = time.process_time()
         judge(these, RULES)
-        took.append(time.perf_counter() - begin)
+        took.append(time.process_time() - begin)
     assert took[1] < 2.5 * took[0] + 0.3

@@ -122,9 +122,9 @@ def test_a_long_array_takes_about_as_long_as_its_lines():
     records = [{"text": "word " * 40, "n": i} for i in range(20_000)]
     took = []
     for data in ("\n".join(map(json.dumps, records)), json.dumps(records)):
-        begin = time.perf_counter()
+        begin = time.process_time()
         assert sum(1 for _ in read_jsonl(iter(pieces(data.encode(), 1 << 20)), "text", None, LIMIT)) == 20_000
-        took.append(time.perf_counter() - begin)
+        took.append(time.process_time() - begin)
     assert took[1] < 5 * took[0] + 0.5
 
 

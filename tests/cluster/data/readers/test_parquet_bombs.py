@@ -35,7 +35,7 @@ print(json.dumps([peak() - before, reasons]))
 def read(path: Path) -> tuple[int, dict[str, int]]:
     """(megabytes that reading took, reason -> records), in a process of its own."""
     command = [sys.executable, "-c", MEASURE, str(path), str(LIMIT)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, encoding="utf-8")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     taken, reasons = json.loads(done.stdout)
     return taken, reasons
