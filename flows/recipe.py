@@ -12,7 +12,6 @@ A stage's table is that stage's own config class, so what a table allows is writ
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
@@ -126,11 +125,6 @@ class Recipe(BaseModel):
     def overrides(self) -> list[str]:
         """What --set has changed, as it was written."""
         return list(self._layers.overrides) if self._layers else []
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that it was read from, bases first."""
-        return self._layers.files if self._layers else []
 
 
 class BasedRecipe(Recipe):

@@ -183,16 +183,16 @@ def unknown_key(schema: Any, loc: Loc, name_of_table: str) -> str:
     table = f"[{name_of_table}]" if name_of_table else "the recipe's top level"
     sentence = f"no such key in {table}."
     close = nearest(word, here)
-    elsewhere = {d: last for d, last in all_keys(schema).items() if d.rpartition(".")[0] != name_of_table}
-    same = [d for d, last in elsewhere.items() if last == word and last not in here]
+    every = all_keys(schema)  # dotted -> the last part
+    same = [d for d, last in every.items() if last == word and last not in here]
     if close:
         sentence += f" Did you mean {close[0]}?"
     if same:
         sentence += f" {word} belongs to {_and([f'[{d.rpartition(chr(46))[0] or d}]' for d in same], 'or')}."
     elif not close:
-        far = nearest(word, set(elsewhere.values()))
+        far = nearest(word, set(every.values()))
         if far:
-            dotted = next(d for d, last in elsewhere.items() if last == far[0])
+            dotted = next(d for d, last in every.items() if last == far[0])
             sentence += f" Did you mean {dotted}?"
     return sentence + f" Its keys: {', '.join(sorted(here))}."
 

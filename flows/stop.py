@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -26,7 +27,7 @@ class StopFlag:
     def __init__(self, asked: Callable[[], None] = lambda: None):
         self.asked = asked
         self.signal: int | None = None
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         if self._old:
@@ -48,7 +49,8 @@ class StopFlag:
     def restore(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, old in self._old.items():
-                signal.signal(number, old if callable(old) or old is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+                # None: a handler that isn't Python's, which it can't put back
+                signal.signal(number, signal.SIG_DFL if old is None else old)
         self._old.clear()
 
     def __enter__(self) -> StopFlag:

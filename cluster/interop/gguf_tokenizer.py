@@ -98,6 +98,6 @@ def tokenizer_info(given: dict[str, Any]) -> dict[str, Any]:
     template = given.get(TEMPLATE_KEY)
     files = {"chat_template.jinja": template} if isinstance(template, str) else {}
     tokens = given["tokenizer.ggml.tokens"]
-    named = {f"{n}_token": tokens[i] for n, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    named = {f"{n}_token": tokens[i] for n, i in ids.items() if isinstance(i, int) and i >= 0}
     more = {"files": files, "added": added, "template": template, "named": named}
     return foreign_info("whole-text", special, ids, adds, **more)

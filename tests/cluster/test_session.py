@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -98,3 +100,13 @@ def test_workers_are_what_is_asked_for_and_the_cluster_has(
             session.workers()
     else:
         assert session.workers() == pytest.approx(expected)
+
+
+def test_a_process_that_ends_without_a_close_is_not_held_by_the_thread_of_ray() -> None:
+    code = (
+        "import threading\n"
+        "from cluster.session import Session\n"
+        "Session._start = lambda self: threading.Event().wait()\n"
+        "Session().start()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

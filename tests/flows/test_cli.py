@@ -77,6 +77,24 @@ def test_help_names_every_command_and_each_command_its_options() -> None:
     assert "NAME" in call("models", "--help").output
 
 
+def test_without_a_command_the_help_is_shown_and_it_offers_nothing_that_changes_a_shell() -> None:
+    shown = call().output
+    assert all(name in shown for name in COMMANDS) and "completion" not in shown
+
+
+def test_a_bug_has_python_s_own_traceback(tmp_path: Path) -> None:
+    """Rich's would show the values of variables, a password too, and break lines within it."""
+    code = (
+        "from flows import streams\nfrom flows.cli import app\nstreams.prepare()\n"
+        "@app.command('bug')\ndef bug():\n    raise RuntimeError('it broke')\n"
+        "app(['bug'])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, encoding="utf-8").stderr
+    assert told.startswith("Traceback (most recent call last):\n") and told.endswith("RuntimeError: it broke\n")
+
+
 def test_the_module_is_the_command() -> None:
     shown = shell("--help")
     assert shown.returncode == 0 and "tokenmill" in shown.stdout
@@ -261,8 +279,9 @@ def test_generate_writes_the_prompt_and_what_follows(generator: FakeGenerator) -
     assert generator.asked[-1] == ("Once", replace(TEXT, steps=4, stops=("a", "b c")))
 
 
-def test_generate_reads_the_prompt_from_standard_input(generator: FakeGenerator) -> None:
+def test_generate_reads_the_prompt_from_standard_input_where_it_is_a_dash(generator: FakeGenerator) -> None:
     assert call("generate", "m", "-", stdin="Then").output == "Then one two\n"
+    assert call("generate", "m", "(a)", stdin="Then").output == "(a) one two\n"
 
 
 def test_a_chat_with_a_model_that_can_t_answer_is_an_error(generator: FakeGenerator) -> None:

@@ -60,6 +60,13 @@ def test_a_model_of_ours_goes_out_and_comes_back(folder):
         assert (folder / "again" / name).read_bytes() == (folder / "ours" / name).read_bytes()
 
 
+def test_a_gguf_file_is_told_with_its_size_and_precision(folder):
+    pytest.importorskip("gguf")
+    make_model(folder / "ours")
+    said = ok("export", "ours", "ours.gguf", "--precision", "f32")
+    assert said == f"Exported to ours.gguf: {(folder / 'ours.gguf').stat().st_size / 1e6:.1f} MB, f32\n"
+
+
 def their_gpt2(folder: Path) -> Path:
     """A folder with a byte-level tokenizer.json, as GPT-2's."""
     from tokenizers import ByteLevelBPETokenizer

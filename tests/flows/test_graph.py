@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.graph import graph, until
+from flows import graph as line
+from flows.graph import graph, register, until
 from flows.recipe_read import read_recipe
 
 RECIPE = """
@@ -77,3 +79,11 @@ def test_until_keeps_a_stage_and_what_it_needs(steps: Any) -> None:
 def test_until_an_unknown_stage_names_the_nearest(steps: Any) -> None:
     with pytest.raises(ValueError, match="Did you mean pretrain"):
         until(steps(), "pretrian")
+
+
+def test_a_stage_that_is_added_stands_right_after_the_one_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [place.name for place in line.LINE]
+    monkeypatch.setattr(line, "LINE", [*line.LINE])
+    register(replace(line.LINE[0], name="new"), after="pack")
+    at = before.index("pack") + 1
+    assert [place.name for place in line.LINE] == [*before[:at], "new", *before[at:]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +13,9 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.recipe_errors import RecipeError
+from flows.recipe_errors import RecipeError, show_value
 from flows.recipe_toml import SHIPPED, find_recipe, parse_value, read_layers
-from flows.recipe_validate import validate
+from flows.recipe_validate import sentence, validate
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,18 @@ def test_a_check_over_several_fields_points_at_the_line_of_one(folder: Path) -> 
     assert "d_model = 4 is not a multiple of n_heads = 3" in text and "(r.toml, line 11)" in text
 
 
+def test_a_value_that_is_long_or_a_table_is_shown_shortened() -> None:
+    assert show_value({"a": 1, "b": ["x", True]}) == 'a table {a = 1, b = ["x", true]}'
+    assert show_value("x" * 118) == f'"{"x" * 118}"'
+    shown = show_value("x" * 119)
+    assert len(shown) == 120 and shown == f'"{"x" * 116}...'
+
+
+def test_what_has_no_words_of_its_own_is_told_in_pydantic_s() -> None:
+    error = {"type": "string_pattern_mismatch", "msg": "String should match pattern 'a+'"}
+    assert sentence(error) == "string should match pattern 'a+'."
+
+
 def test_a_wrong_table_and_an_empty_list_are_told_in_words(folder: Path) -> None:
     write("r.toml", 'name = "x"\nsources = []\ntrain = 3\n')
     text = wrong("r.toml")
@@ -419,3 +433,29 @@ def test_a_gate_asks_for_what_the_evaluation_measures(folder: Path, table: str, 
             real(text)
         (problem,) = caught.value.problems
         assert problem.key == f"release.{table}.0.metric" and words in problem.message
+
+
+def _tables(kind: Any, found: set[type]) -> set[type]:
+    """Every class that a value of this type can be a table of."""
+    for inner in typing.get_args(kind):
+        _tables(inner, found)
+    if isinstance(kind, type) and kind not in found and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
+        found.add(kind)
+        model = issubclass(kind, BaseModel)
+        fields = [f.annotation for f in kind.model_fields.values()] if model else typing.get_type_hints(kind).values()
+        for inner in fields:
+            _tables(inner, found)
+    return found
+
+
+def test_no_table_of_a_recipe_can_be_changed_once_it_was_read() -> None:
+    from flows.graph import LINE
+    from flows.recipe import Recipe
+
+    tables = _tables(Recipe, set())
+    for place in LINE:
+        tables = _tables(place.load().config, tables)
+    assert len(tables) > 25
+    for table in tables:
+        fixed = table.model_config.get("frozen") if issubclass(table, BaseModel) else table.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert fixed, table

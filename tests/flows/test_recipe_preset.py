@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows.recipe_errors import RecipeError
+from flows.recipe_preset import write_out
 from flows.recipe_read import read_recipe
+from flows.recipe_toml import read_layers
 from model.config import ModelConfig
 from model.presets import preset
 
@@ -62,3 +64,12 @@ def test_what_a_preset_set_is_told_where_the_preset_was_written() -> None:
         model(top='\npreset = "10M"\nn_heads = 7')
     assert "d_model = 320 is not a multiple of n_heads = 7" in str(caught.value)
     assert "top.toml, line 4" in str(caught.value)
+
+
+def test_each_entry_of_a_list_that_a_preset_set_is_told_there_too() -> None:
+    Path("base.toml").write_text(HEAD + '[model]\npattern = ["gated", "gated"]\nd_ff = 99\n', encoding="utf-8")
+    layers = read_layers("base.toml", ["model.preset=mini-gpt"])
+    assert layers.origin(("model", "pattern", 0)).source == "base.toml"
+    write_out(layers)
+    for loc in (("model", "pattern"), ("model", "pattern", 0), ("model", "pattern", 1), ("model", "d_ff")):
+        assert str(layers.origin(loc)) == "--set model.preset=mini-gpt"

@@ -66,7 +66,7 @@ def test_numbers_are_written_for_people(shown: str, text: str) -> None:
 
 
 def test_each_kind_of_summary_has_its_words_and_an_empty_one_has_none() -> None:
-    corpus = {"documents": 12_000, "bytes": 2_000_000, "quarantined": {"empty": 2, "broken": 1}}
+    corpus = {"documents": 12_000, "bytes": 2_000_000, "quarantined": {"broken": 1, "empty": 2}}
     assert outcome("corpus", corpus).summary.words() == "12k documents, 2.0 MB, 3 quarantined (empty 2, broken 1)"
     made = outcome("model", {"parameters": 1_000_000, "loss": 2.5, "resumed_from": 40}).summary
     assert made.words() == "1M parameters, loss 2.500, resumed from step 40"
@@ -294,6 +294,13 @@ def test_a_curve_is_drawn_in_characters_and_as_svg() -> None:
     assert len(prefect_page.thin(points, 10)) == 10
 
 
+def test_a_drawn_curve_s_scale_goes_from_its_lowest_to_its_highest_value() -> None:
+    plot = prefect_page.text_plot([(0, 4.0), (1, 2.0), (2, 5.0)]).splitlines()
+    assert plot[0] == "   5.000 │  •" and plot[-3] == "   2.000 │ •"
+    level = prefect_page.text_plot([(0, 0.0), (1, 0.0)]).splitlines()
+    assert level[0] == "   0.000 │••" and sum(line.count("•") for line in level) == 2
+
+
 def test_an_artifact_that_cannot_be_sent_is_a_warning_and_no_more(caplog: Any) -> None:
     @prefect_page.never_raises
     def fails() -> None:
@@ -344,7 +351,7 @@ def test_a_trainings_cost_grows_with_its_tokens_and_falls_with_the_machines_rate
 
 
 def test_a_plan_of_a_line_that_is_all_there_measures_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    stages: Any = {"corpus": lambda ws: {}}
+    stages: Any = {"corpus": lambda ws: {}, "pack": lambda ws: {}}
     store = Artifacts(tmp_path / "store")
     steps = fake_steps(stages)
     run_step(steps[-1], store)
@@ -353,3 +360,4 @@ def test_a_plan_of_a_line_that_is_all_there_measures_nothing(tmp_path: Path, mon
     recipe: Any = SimpleNamespace(name="fake", cluster=SimpleNamespace(workers="auto"), _begins=None)
     plan.show(recipe, fake_steps(stages), store, Console(file=out))
     assert "Nothing would run" in out.getvalue()
+    assert {"corpus", "pack"} <= {line.partition(" ")[0] for line in out.getvalue().splitlines()}, "one below another"

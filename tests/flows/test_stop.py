@@ -158,3 +158,14 @@ def test_the_embedded_api_needs_no_home_of_the_user_s(
         assert sorted(p.name for p in tmp_path.iterdir()) == ["100% a?b", "tmp"]
     else:
         assert list((tmp_path / "tmp").rglob("prefect.db"))
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None])
+def test_what_was_done_with_a_signal_before_is_done_again(before: Any) -> None:
+    kept = signal.signal(signal.SIGTERM, before)
+    try:
+        with StopFlag() as stop:
+            assert not stop() and signal.getsignal(signal.SIGTERM) == stop._handle
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, kept)

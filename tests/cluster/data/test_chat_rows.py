@@ -112,3 +112,11 @@ def test_too_long_examples_are_cut_and_those_without_a_target_left_are_counted_o
         ChatRows([long_question], tokenizer, 32)
     with pytest.raises(ValueError, match="Chat example 1: Message 0"):
         ChatRows([example("a", "b"), {"messages": [ASSISTANTS]}], tokenizer, 32)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_conversation_that_just_fits_is_not_counted_as_cut(tokenizer, ahead):
+    one = example("What is 2 + 3?", "5.")
+    length = len(render(tokenizer, one["messages"])[0]) - ahead
+    assert ChatRows([one], tokenizer, length, ahead=ahead).truncated == 0
+    assert ChatRows([one], tokenizer, length - 1, ahead=ahead).truncated == 1

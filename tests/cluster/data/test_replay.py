@@ -90,8 +90,12 @@ def test_a_run_too_short_for_its_share_is_refused_when_it_is_read(replay: float,
     InstructConfig(data=("a.jsonl",), replay=replay, train=TrainConfig(steps=500, batch_size=2))  # one row
 
 
-def test_a_run_of_several_blocks_counts_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("samples", "size", "block"), [(27, 3, 9), (28, 4, 10)])  # the last block whole, and not
+def test_a_run_of_several_blocks_counts_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch, samples: int, size: int, block: int
+) -> None:
     monkeypatch.setattr("cluster.data.replay.LONGEST_BLOCK", 10)
-    rows = rows_of(0.3, 27)
-    read = np.concatenate([rows.batch(step, 3).tokens[:, 0] for step in range(9)])
-    assert read.sum() == rows.count(TEXT) and rows.order.block == 9
+    rows = rows_of(0.3, samples)
+    read = np.concatenate([rows.batch(step, size).tokens[:, 0] for step in range(samples // size)])
+    assert read.sum() == rows.count(TEXT) and rows.order.block == block
+    assert len(read) - read.sum() == rows.count(CHAT)

@@ -56,3 +56,10 @@ def test_a_corpus_without_documents_is_one_empty_shard(tmp_path):
     writer.close()
     assert len(shard_files(tmp_path)) == 1
     assert list(read_documents(tmp_path)) == []
+
+
+def test_a_row_group_ends_with_the_document_that_fills_it(tmp_path):
+    writer = ShardWriter(tmp_path, group_bytes=10)
+    writer.write(pa.table({"id": list("abcdef"), "source": ["s"] * 6, "text": ["x" * 5] * 6}))
+    writer.close()
+    assert [group.rows for group in row_groups(tmp_path)] == [2, 2, 2]

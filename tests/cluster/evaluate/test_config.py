@@ -80,3 +80,9 @@ def test_a_task_may_have_one_item_and_not_none() -> None:
     assert TaskConfig.model_validate({**TASK, "limit": 1}).limit == 1
     with pytest.raises(ValidationError, match="limit"):
         TaskConfig.model_validate({**TASK, "limit": 0})
+
+
+def test_a_context_has_at_least_a_token_and_its_target() -> None:
+    assert EvaluateConfig(seq_len=2).seq_len == 2
+    with pytest.raises(ValidationError, match="seq_len"):
+        EvaluateConfig(seq_len=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tiny_model import make_model
 
 from cluster.data.tokenizer.chat import render_prompt
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.evaluate import evaluate
 from cluster.evaluate.bits import delta_bits, summarise
 from cluster.evaluate.config import EvaluateConfig, TaskConfig
 from cluster.evaluate.tasks import score_answers, score_choices
@@ -137,3 +140,28 @@ def test_the_code_of_a_length_is_elias_delta_s() -> None:
     assert [delta_bits(n) for n in (1, 2, 3, 4, 7, 8, 15, 16, 31, 32)] == [1, 4, 4, 5, 5, 8, 8, 9, 9, 10]
     kraft = sum(2.0 ** -delta_bits(n) for n in range(1, 1 << 16))
     assert 0.9 < kraft < 1
+
+
+def test_what_each_part_measures_is_kept_as_what_it_is_whichever_ends_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"sources": {"a": {}, "b": {}, "c": {}}}), encoding="utf-8")
+    task = {"name": "sums", "kind": "generate", "data": "generated://arithmetic?n=2"}
+    sampled = [{"prompt": "Once", "completion": "upon"}]
+    scores = [
+        {"source": s, "bytes": 10, "bpb": b, "unigram_bpb": 3.0, "gzip_bpb": 2.0} for s, b in (("a", 1), ("c", 2))
+    ]
+    ended = [(4, sampled), (2, scores[1]), (3, {"sums/accuracy": 0.5}), (1, None), (0, scores[0])]
+    monkeypatch.setattr(evaluate, "gather", lambda calls, check: ended)
+    monkeypatch.setattr(evaluate, "stop_check", lambda ws: None)
+    tables: list[Any] = []
+    events = SimpleNamespace(metrics=lambda *_: None, figure=lambda *_: None, table=lambda *given: tables.append(given))
+    ws: Any = SimpleNamespace(
+        config=EvaluateConfig.model_validate({"tasks": [task]}), out=tmp_path, events=events, step="evaluate",
+        inputs={"model": None, "tokens": SimpleNamespace(path=lambda: tmp_path)}, progress=lambda *_: None,
+    )  # fmt: skip
+    summary = evaluate.run_evaluate(ws)
+    assert summary.metrics["bpb"] == 1.5 and summary.metrics["bpb/c"] == 2 and summary.metrics["sums/accuracy"] == 0.5
+    assert "bpb/b" in summary.not_measured and "bpb/b" not in summary.metrics
+    assert json.loads((tmp_path / "samples.json").read_text(encoding="utf-8")) == sampled
+    assert tables == [("samples", ["prompt", "completion"], [["Once", "upon"]])]

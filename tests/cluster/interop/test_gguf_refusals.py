@@ -45,6 +45,8 @@ def test_what_changes_nothing_is_read_over(folder, tmp_path):
         "llama.rope.scaling.factor": 1.0,
         "llama.attention.sliding_window": 0,
         "llama.expert_count": 0,
+        "llama.logit_scale": 1.0,
+        "llama.residual_scale": 1.0,
         "general.author": "a",
         "tokenizer.ggml.cls_token_id": 3,
         "tokenizer.ggml.add_sep_token": False,

@@ -1,11 +1,14 @@
 """Every form of input that the registered model takes becomes the same prompts."""
 
+from types import SimpleNamespace
+
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from cluster.serve.pyfunc import decoding_of, prompts_of
+from cluster.serve.pyfunc import TYPES, decoding_of, prompts_of, refuse_unknown_params
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
 
@@ -58,3 +61,21 @@ def test_an_option_that_is_not_there_is_refused_with_the_nearest():
     assert decoding_of({"top_k": 3, "stops": ["a"]}).top_k == 3
     with pytest.raises(MlflowException, match=r"No parameter 'tempreature'\. Did you mean 'temperature'"):
         decoding_of({"tempreature": 0.5})
+
+
+def test_a_misspelt_parameter_of_ours_is_refused_by_mlflow_however_often_the_file_is_run(monkeypatch):
+    asked = []
+
+    def _enforce_params_schema(params, schema):  # MLflow's own: it leaves out what it doesn't know
+        asked.append(params)
+        return {}
+
+    monkeypatch.setattr(mlflow.pyfunc, "_enforce_params_schema", _enforce_params_schema)
+    refuse_unknown_params()
+    once = mlflow.pyfunc._enforce_params_schema
+    refuse_unknown_params()
+    assert mlflow.pyfunc._enforce_params_schema is once
+    ours, theirs = (SimpleNamespace(params=[SimpleNamespace(name=n) for n in names]) for names in (TYPES, ["top_k"]))
+    with pytest.raises(MlflowException, match="Did you mean 'temperature'"):
+        once({"tempreature": 0.5}, ours)
+    assert once({"tempreature": 0.5}, theirs) == once({"top_k": 3}, ours) == {} and len(asked) == 2

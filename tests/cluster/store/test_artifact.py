@@ -196,6 +196,13 @@ def test_what_is_torn_is_set_aside_with_the_reason_and_made_again(store_url, tmp
     assert len([e for e in artifacts.store.list("aside") if e.key.endswith("/reason.txt")]) == 1
 
 
+def test_a_publication_takes_the_place_of_what_is_torn_there(store_url, tmp_path):
+    """Another process may have found nothing when it began, and only now something that nobody can read."""
+    artifacts = Artifacts(store_url)
+    spoil(store_url, artifacts.publish(manifest(), build(tmp_path, FILES)), "a file is missing")
+    assert contents(artifacts.publish(manifest(), build(tmp_path, FILES)).path()) == FILES
+
+
 def test_a_local_folder_without_a_manifest_is_set_aside(tmp_path):
     artifacts = Artifacts(tmp_path / "store")
     artifacts.store.write(f"model/{FP}/weights", b"half")

@@ -71,18 +71,19 @@ def test_what_is_no_file_is_passed_over_and_nothing_waits_for_it(
     (tmp_path / "null.txt").symlink_to("/dev/null")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    (tmp_path / "through.txt").symlink_to(tmp_path / "a.txt" / "b.txt")
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)  # a socket's path is short
         listening.bind("socket.txt")
     assert names(tmp_path, pattern) == ["a.txt"]
     passed = {one.name: one.reason for one in look(f"{tmp_path}{pattern}").passed}
     special = dict.fromkeys(("pipe.txt", "pipe-link.txt", "null.txt", "socket.txt"), "special_file")
-    assert passed == special | {"gone.txt": "dangling_link", "loop.txt": "dangling_link"}
+    assert passed == special | dict.fromkeys(("gone.txt", "loop.txt", "through.txt"), "dangling_link")
 
 
 def test_what_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A superuser may read all, so permission is taken away here."""
-    write(tmp_path, "a.txt", "b.txt", "closed/c.txt")
+    write(tmp_path, "a.txt", "b.txt", "closed/c.txt", "open/d.txt")
     monkeypatch.setattr(module.os, "access", lambda path, mode: not str(path).endswith("b.txt"))
     real = os.scandir
 
@@ -93,7 +94,7 @@ def test_what_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module.os, "scandir", scandir)
     found = walk(str(tmp_path))
-    assert [name for name, _ in found.files] == ["a.txt"]
+    assert [name for name, _ in found.files] == ["a.txt", "open/d.txt"]
     assert sorted(found.passed) == [("b.txt", "unreadable"), ("closed/", "unreadable")]
     monkeypatch.setattr(module.os, "scandir", lambda path: scandir(tmp_path / "closed"))
     with pytest.raises(UserError, match=r"closed: Permission denied\."):
@@ -108,7 +109,18 @@ def test_a_name_that_is_no_utf_8_is_passed_over(tmp_path: Path) -> None:
     assert found.passed == [("caf\\xe9.txt", "odd_name")]
 
 
-SIDE = [".DS_Store", "._a.txt", ".git/config", "a/.b.txt.swp", "a.txt~", "#a.txt#", "Thumbs.db", "~$a.txt", "a/4913"]
+SIDE = [
+    ".DS_Store",
+    "._a.txt",
+    ".git/config",
+    "a/.b.txt.swp",
+    "a.txt~",
+    "#a.txt#",
+    "Thumbs.db",
+    "~$a.txt",
+    "a/4913",
+    "THUMBS.DB",
+]
 
 
 @pytest.mark.parametrize("name", [*SIDE, "_SUCCESS", "__MACOSX/a.txt", "a/__pycache__/b.txt", ".#a.txt", "a.txt.swp"])

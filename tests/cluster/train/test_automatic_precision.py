@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from cluster.session import ClusterConfig
@@ -37,6 +38,17 @@ def test_a_machine_is_asked_once_and_again_when_it_changes(
     assert automatic() == "bf16" and len(asked) == 3
     (tmp_path / "cache" / precision.MEMORY).write_text("[", encoding="utf-8")
     assert automatic() == "bf16" and len(asked) == 4, "a damaged memory is made anew"
+
+
+def test_the_memory_is_made_with_its_folders(asked: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "not" / "there" / "yet"))
+    assert [automatic(), automatic()] == ["bf16"] * 2 and len(asked) == 1
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bf16"), (torch.float32, "fp32")])
+def test_the_answer_is_what_a_training_takes(monkeypatch: pytest.MonkeyPatch, dtype: Any, name: str) -> None:
+    monkeypatch.setattr("model.precision.choose", lambda precision, device: (dtype, "since it is so"))
+    assert precision._ask(False) == name
 
 
 def test_what_a_training_writes_of_its_dtype_is_understood() -> None:

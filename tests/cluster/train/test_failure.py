@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from cluster.errors import Missing, UserError
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Stage, Step, Summary, Surroundings, run_step
 from cluster.store.artifact import Artifacts
-from cluster.train.failure import Failure, RemoteTraceback, is_echo
+from cluster.train.failure import Failure, Link, RemoteTraceback, is_echo
 from cluster.train.fit import fit
 from cluster.train.loop import run_trainer
 from cluster.train.worker import StoppedAt, Worker
@@ -150,6 +152,14 @@ def test_an_error_that_was_carried_has_its_kind_and_its_words(error: Exception) 
     assert type(back).__name__ == type(error).__name__ and str(back) == str(error)
     assert isinstance(back, UserError) == isinstance(error, UserError)
     assert isinstance(back.__cause__, RemoteTraceback) and "rank 1" in str(back.__cause__)
+
+
+@pytest.mark.parametrize("user", [True, False])
+def test_an_error_whose_class_is_not_here_has_its_name_and_its_words(user: bool) -> None:
+    gone = pickle.dumps(Fraction(1, 2)).replace(b"fractions", b"fractionz")  # a module that only the worker has
+    error = Link("their.errors", "Odd", "it broke", user, gone).error()
+    assert str(error) == "it broke" and isinstance(error, UserError) == user
+    assert user or (type(error).__module__, type(error).__name__) == ("their.errors", "Odd")
 
 
 def test_what_an_error_was_raised_from_is_carried_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import few_rows
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 from alone import make_tokens
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
+from cluster.train.worker import Worker
 from model.checkpoint import save_model
 from model.config import ModelConfig
 from model.decoder import Decoder
@@ -47,3 +49,23 @@ def test_a_batch_smaller_than_the_workers_are_many_is_trained_on_as_by_one(curve
         assert expected.keys() == values.keys()
         assert values == pytest.approx(expected, rel=2e-3, abs=2e-4)
         assert values.get("tokens") == expected.get("tokens"), "a row that only keeps a rank in step is no token"
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_workers_that_see_different_checkpoints_train_nothing(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    """A rank that resumes from a newer one than the others would train alone."""
+    monkeypatch.setattr(Worker, "checkpoints", lambda self: SimpleNamespace(latest=lambda: (20, Path("nowhere"))))
+
+    def others_see(step: int | None) -> None:
+        def gather(found: list[Any], mine: Any) -> None:
+            found[:] = [mine, *[step] * (world_size - 1)]
+
+        monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+
+    worker = Worker(1, world_size, 0, "", "", None)
+    others_see(20)
+    assert worker.resume() == (20, Path("nowhere"))
+    for step in (10, None):
+        others_see(step)
+        with pytest.raises(RuntimeError, match="different newest checkpoints"):
+            worker.resume()

@@ -14,7 +14,7 @@ from cluster.data.filters.dedup import MinHash
 from cluster.data.filters.fold import fold, measured
 from cluster.data.filters.measures import Counted, is_short
 from cluster.data.filters.registry import Thresholds, filters, judge
-from cluster.data.filters.words import ALNUM, HIGH, SOLID, Words
+from cluster.data.filters.words import ALNUM, HIGH, SOLID, WORD, Words
 
 RNG = random.Random(0)
 NAMES = ["river", "winter", "garden", "stone", "letter", "summer", "window", "bread", "music", "mountain", "paper"]
@@ -66,6 +66,12 @@ def test_signs_are_no_letters(sign: str) -> None:
     assert (words.count(ALNUM) > 0).tolist() == [False, True, False]
     [verdict] = judge([f"{PLAIN} {f'{sign} ' * 120}"], filters(["gopher_quality"], Thresholds()))
     assert verdict.reason == "gopher_quality.min_words_with_letter"
+
+
+def test_all_that_no_one_has_assigned_reads_as_one_sign() -> None:
+    """Beyond the ideographs there are only private, unassigned and, in plane 14, invisible ones."""
+    assert set(fold("".join(map(chr, (*range(0xE000, 0xF900), *range(0x40000, 0x110000)))))) == {"~"}
+    assert fold("".join(map(chr, range(0xE0000, 0xF0000)))) == ""
 
 
 @settings(max_examples=300, deadline=None)
@@ -184,3 +190,21 @@ def test_folding_costs_little() -> None:
         judge(these, RULES)
         took.append(time.process_time() - begin)
     assert took[1] < 2.5 * took[0] + 0.3
+
+
+SPACED = {
+    "georgian": "თბილისი საქართველოს დედაქალაქია",
+    "cherokee": "ᎣᏏᏲ ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ",
+    "amharic": "አዲስ አበባ ከተማ",
+    "greek": "ἐν ἀρχῇ ἦν",
+    "mongolian": "ᠮᠣᠩᠭᠣᠯ ᠪᠢᠴᠢᠭ ᠪᠣᠯ",
+    "glagolitic": "ⰰⰱⰲ ⰳⰴⰵ ⰶⰷⰸ",
+    "adlam": "𞤀𞤁𞤂 𞤃𞤄𞤅 𞤆𞤇𞤈",
+    "korean": "한국어는 단어 사이에",
+}
+
+
+@pytest.mark.parametrize("text", SPACED.values(), ids=SPACED)
+def test_a_script_with_spaces_keeps_its_words_and_one_without_has_a_word_for_each_letter(text: str) -> None:
+    words = Words([text, "日本𠀀", "ไทย", "ကခဂ", "ខគឃ"], WORD, split_unspaced=True)
+    assert words.counts.tolist() == [3, 3, 3, 3, 3]

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.data.filter import FilterConfig
 from cluster.data.filters import registry
-from cluster.data.filters.contract import Filter, Thresholds
+from cluster.data.filters.contract import Filter, Thresholds, Verdict
 from cluster.identity import identity
 from flows.recipe_errors import RecipeError
 from flows.recipe_read import read_recipe
@@ -72,3 +72,14 @@ def test_two_filters_of_one_name_are_refused(shouting):
 
     with pytest.raises(ValueError, match="already"):
         registry.register(Gopher)
+
+
+def test_a_filter_that_judges_fewer_texts_than_it_was_given_is_refused():
+    class Forgetful(Filter[Thresholds]):
+        name, config = "forgetful", Thresholds
+
+        def judge(self, texts):
+            return [Verdict(text) for text in texts[1:]]
+
+    with pytest.raises(ValueError, match="zip"):
+        registry.judge(["one", "two"], [Forgetful(Thresholds())])

@@ -235,7 +235,8 @@ def test_c4_drops_lines_and_counts_sentences():
     verdict = judge([text + "It was shown [12] by them [edit].\n"], ("c4",), THRESHOLDS)[0]
     assert verdict.reason is None
     assert verdict.text == SENTENCES + "It was shown  by them ."
-    assert reason(SENTENCES.replace(" It has a second sentence.", ""), "c4") == "c4.min_sentences"
+    assert reason(SENTENCES, "c4") is None  # five
+    assert reason(SENTENCES.replace(" It has a second sentence.", "", 1), "c4") == "c4.min_sentences"
     loose = judge([text], ("c4",), Thresholds(c4=C4Thresholds(require_end_punctuation=False)))[0].text
     assert "No end mark here at all" in loose
 

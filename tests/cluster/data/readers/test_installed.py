@@ -191,3 +191,10 @@ def test_source_encodings():
     assert docstrings.decode(b"\xef\xbb\xbfx = 1") == "x = 1"
     assert docstrings.decode(b"x = '\xff'") is None
     assert docstrings.decode(b"# coding: nonsense\n") is None
+
+
+def test_a_file_is_taken_from_the_least_size_to_the_cap(monkeypatch):
+    least, most = installed.MIN_CHARS, installed.MAX_FILE_BYTES
+    sizes = (least - 1, least, most, most + 1)
+    monkeypatch.setattr(installed, "_recorded", lambda package: [(f"rich/a{size}.py", size, "") for size in sizes])
+    assert [file.size for file in installed._package_files("rich")] == [least, most]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from cluster.data.readers import parquet as parquet_module
 from cluster.data.readers.chunks import EXCERPT, Chunks
 from cluster.data.readers.parquet import read_parquet
 from cluster.data.readers.reading import kind_of, read_jsonl, read_text
@@ -215,6 +216,15 @@ def test_parquet_rows_are_documents(compression, kind):
     found = rows(compress(data, compression), compression, limit=100, id_field="key")
     assert [(r.position, r.key, r.text) for r in found if not r.reason] == [(1, "1", "a"), (2, "2", "é")]
     assert reasons(found) == [(3, "missing_text"), (4, "empty"), (5, "too_long")]
+
+
+def test_wide_rows_of_parquet_are_read_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(parquet_module, "BATCH_BYTES", 1000)
+    asked, real = [], pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: asked.append(a[1]) or real(*a, **k))
+    texts = [f"{i} " + "x" * 300 for i in range(20)]
+    assert [record.text for record in rows(parquet(text=texts))] == texts
+    assert asked and all(1 <= number < 8 and isinstance(number, int) for number in asked)
 
 
 def test_parquet_text_that_is_no_utf8_costs_its_row():

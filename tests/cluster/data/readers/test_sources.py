@@ -9,6 +9,7 @@ import os
 import pyarrow as pa
 import pytest
 
+from cluster.data.readers import sources
 from cluster.data.readers.sources import Source, find_files, plan, read_part
 
 
@@ -82,3 +83,12 @@ def test_documents_and_bad_records_are_the_same_from_a_disk_and_from_s3(place):
 def test_names_that_can_not_name_files_are_refused(name):
     with pytest.raises(ValueError, match="name"):
         Source(name=name, path="x")
+
+
+def test_the_bytes_that_were_read_grow_over_the_files_of_a_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "TABLE_BYTES", 1)  # a table for each record
+    for name, size in (("a.txt", 30), ("b.txt", 50), ("c.txt", 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (part,) = plan(Source(name="s", path=str(tmp_path)), 10_000_000)
+    tables = [table for table in read_part({**part, "number": 0}) if len(table)]
+    assert [table["read"].to_pylist() for table in tables] == [[30], [80], [100]]

@@ -6,6 +6,7 @@ import pytest
 from their_tokenizers import FORMS, PLAIN, SPECIAL, added, byte_level, odd_texts, pieces, token, write
 from transformers import AutoTokenizer
 
+from cluster.data.tokenizer.declared import read_declared
 from cluster.data.tokenizer.exchange import export_tokenizer, import_tokenizer
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
@@ -108,6 +109,16 @@ def test_a_token_that_no_text_could_become_is_refused(tokens, message, tmp_path)
     pieces(tmp_path, "LlamaTokenizer", added_tokens_decoder=tokens)
     with pytest.raises(UserError, match=message):
         import_tokenizer(tmp_path, tmp_path, 10_000)
+
+
+def test_tokens_that_only_the_other_file_declares_are_added(tmp_path):
+    """Beside a tokenizer.model; where the model itself is the tokenizer.json, they are in it already."""
+    write(tmp_path, "tokenizer.json", {"added_tokens": [{"id": 600, "content": "<a>", "special": True}]})
+    found = read_declared(tmp_path, {})
+    assert found.keys() == {600} and found[600]["content"] == "<a>" and found[600]["special"]
+    assert read_declared(tmp_path, {}, tokenizer_json=False) == {}
+    write(tmp_path, "added_tokens.json", {"<b>": 601})
+    assert read_declared(tmp_path, {}).keys() == {601}, "it says it, and the other is another loader's"
 
 
 def test_a_token_whose_id_contradicts_the_tokenizer_is_refused(tmp_path):

@@ -160,6 +160,20 @@ def test_an_answer_s_mask_is_on_the_last_answer_and_its_end_alone(both):
         assert _letters(said).removesuffix(end) == _letters(answer)
 
 
+def test_of_a_template_that_writes_earlier_turns_otherwise_the_answers_are_learned_from_where_their_prompts_end():
+    source = (
+        "{% for m in messages %}[{{ 'earlier' if m.role == 'user' and not loop.last else m.role }}]"
+        "{{ '*' if m.role == 'assistant' else '' }}{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    messages = [
+        {"role": r, "content": c} for r, c in ((USER, "a"), (ASSISTANT, "one"), (USER, "b"), (ASSISTANT, "two"))
+    ]
+    (text, _), spans = ChatTemplate(source, {}, ["</s>"]).marked(messages)
+    assert text == "[earlier]a</s>[assistant]*one</s>[earlier]b</s>[assistant]*two</s>"
+    assert [text[begin:end] for begin, end in spans] == ["*one</s>", "*two</s>"]
+
+
 def test_a_template_s_refusal_is_said(tmp_path):
     (tmp_path / "ours").mkdir()
     import_tokenizer(folder_with(tmp_path, "Gemma", "Gemma"), tmp_path / "ours", 10_000)

@@ -49,6 +49,18 @@ def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a\ud800b🙂")) == "a\ufffdb🙂"
 
 
+def test_the_ids_with_a_meaning_are_those_of_the_sentencepiece_model(tokenizer):
+    model = tokenizer.processor
+    ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+    assert ids == (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id()) and len(set(ids)) == 4
+
+
+def test_a_piece_has_at_least_a_character():
+    assert TokenizerConfig(max_piece_length=1).max_piece_length == 1
+    with pytest.raises(ValidationError, match="max_piece_length"):
+        TokenizerConfig(max_piece_length=0)
+
+
 def test_digits_are_single_tokens(tokenizer):
     digits = tokenizer.encode("31415")
     assert [tokenizer.decode([i]) for i in digits if tokenizer.decode([i]).strip()] == list("31415")
