@@ -21,9 +21,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from cluster import secret_forms
 from cluster.errors import UserError
+from cluster.secret_forms import MASK, PARAMETER, SCHEME
 
-MASK = "***"
 # Words of a variable's name, or of a key, whose value is a secret. (TOKENIZERS_PARALLELISM and RAY_AUTH_MODE aren't.)
 NAMES = re.compile(
     r"(?:^|[_.-])(?:passw(?:or)?d|passphrase|secret|token|credentials?|api[_-]?key|access_?key(?:_?id)?|private_?key"
@@ -31,50 +32,6 @@ NAMES = re.compile(
     re.IGNORECASE,
 )
 SHORTEST = 6  # of a secret that is looked for by itself: a shorter one, or a plain word, is in too many texts
-# With one slash it is what pathlib has made of an address (models:/NAME@ALIAS is none).
-_SCHEME = (
-    r"(?:[A-Za-z][A-Za-z0-9+.-]{0,30}:(?:\\?/){2}"
-    r"|\b(?:https?|s3|ftp|ray|postgresql|mysql|mssql)(?:\+\w+)?:/(?!/))"
-)
-_PARAMETER = (
-    r"(?:[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|signature|credential|token(?![a-z])|api[_-]?key"
-    r"|access[_-]?key(?:[_-]?id)?|authorization)[\w.-]*|sig|key|auth)"
-)
-_ASSIGNED = (
-    r"(?:passw(?:or)?ds?|passphrase|(?-i:pwd)|(?<=;)pwd|secret|(?:secret[_-])?access[_-]?key(?:[_-]?id)?|api[_-]?key"
-    r"|(?:private|secret|account)[_-]?key|(?:auth|access|api|security|session|tracking|hf|bearer|id|refresh)[_-]?token"
-    r"|(?:(?<![\w-])|(?<=--))token|credentials?|auth[_-]string)"
-)
-_HOST = r"(?:localhost|\[[0-9A-Fa-f:]+\]|\d+\.\d+\.\d+\.\d+|[\w-]+(?:\.[\w-]+)*(?=:\d))"
-_PATTERNS = (
-    (re.compile(rf'({_SCHEME})[^\s/?#"<>]*@'), rf"\1{MASK}@"),
-    # A secret key of AWS may have slashes, which a URL should have quoted; host:5000/…@… is no login.
-    (
-        re.compile(rf'({_SCHEME})[^\s/?#"<>:@\[\]]+:(?!\d{{1,5}}(?:[/?#]|$))[^\s"<>]{{0,2000}}@(?=[\w\[])'),
-        rf"\1{MASK}@",
-    ),
-    (re.compile(rf'(?<![\w/@.:-])[^\s:/@\'"=,()\[\]]+:[^\s/@\'"]+@(?={_HOST})'), f"{MASK}@"),
-    (re.compile(rf'(?i)([?&#;]{_PARAMETER}=)[^\s&#"\'<>;]+'), rf"\1{MASK}"),
-    (
-        re.compile(
-            rf'(?i)({_ASSIGNED}["\']?(?:\s*=\s*|(?<=["\'])\s*:\s*))(?:"[^"\n]*"?|\'[^\'\n]*\'?|[^\s,;&)}}\]"\']+)'
-        ),
-        rf"\1{MASK}",
-    ),
-    (re.compile(r'(?i)(--(?:password|passwd|token|secret|api-key)\s+["\']?)[^\s"\']+'), rf"\1{MASK}"),
-    (re.compile(r'(?i)(authorization["\']?\s*[:=]\s*["\']?)(?:\w[\w-]*\s+)?[^\s"\',]+'), rf"\1{MASK}"),
-    (re.compile(r"(?i)\b((?:bearer|basic)\s+)[A-Za-z0-9+/=._~-]{16,}"), rf"\1{MASK}"),
-    (
-        re.compile(
-            r"\b(?:(?:hf|ghp|gho|pnu|pnb)_[A-Za-z0-9]{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[0-9A-Z]{16}"
-            r"|sk-[\w-]{32,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{20,})\b"
-        ),
-        MASK,
-    ),
-    # As YAML and a header write it; a word of prose after a colon is no secret, one with a digit may be.
-    (re.compile(rf"(?i)({_ASSIGNED}:\s*)(?=[^\s,;]{{0,80}}\d)[^\s,;\"'*]{{8,}}"), rf"\1{MASK}"),
-)
-_WORTH_A_LOOK = re.compile(r"@|=|:\s|earer|asic\s|_|--|A[KS]IA|sk-|glpat-|xox")
 _guard = threading.Lock()
 _whole: dict[str, str] = {}  # an address as it is shown -> with its secrets
 _learnt: set[str] = set()
@@ -85,7 +42,7 @@ def masked(text: str) -> str:
     known = _known(tuple(_of_environment(os.environ)), tuple(_learnt))
     if known is not None:
         text = known.sub(MASK, text)
-    return _structurally(text) if _WORTH_A_LOOK.search(text) else text
+    return secret_forms.everything(text)
 
 
 def put_away(address: str) -> str:
@@ -143,10 +100,8 @@ def without_secrets(address: str) -> str:
     if any(c.isspace() for c in address):
         return address
     if "://" in address:
-        for pattern, mask in (_PATTERNS[0], _PATTERNS[1], _PATTERNS[3]):
-            address = pattern.sub(mask, address)
-        return address
-    return _PATTERNS[2][0].sub(_PATTERNS[2][1], address)
+        return secret_forms.parameters(secret_forms.logins(address))
+    return secret_forms.bare_logins(address)
 
 
 def login_of(address: str) -> tuple[str, str, str]:
@@ -160,21 +115,15 @@ def login_of(address: str) -> tuple[str, str, str]:
     return f"{scheme}://{host}{rest[len(authority) :]}", unquote(user), unquote(password)
 
 
-def _structurally(text: str) -> str:
-    for pattern, mask in _PATTERNS:
-        text = pattern.sub(mask, text)
-    return text
-
-
 def _parts_of(address: str) -> set[str]:
     """The password and the tokens of an address, as they are written and unquoted."""
     found = set()
-    for login in re.findall(rf"{_SCHEME}([^\s]*)@", address) or re.findall(r"^([^\s]*)@", address):
+    for login in re.findall(rf"{SCHEME}([^\s]*)@", address) or re.findall(r"^([^\s]*)@", address):
         user, colon, password = login.partition(":")
         found.add(password if colon else user)
         if address.startswith("s3://"):
             found.add(user)
-    found.update(re.findall(rf"(?i)[?&#;]{_PARAMETER}=([^\s&#]+)", address))
+    found.update(re.findall(rf"(?i)[?&#;]{PARAMETER}=([^\s&#]+)", address))
     return found | {unquote(one) for one in found}
 
 

@@ -42,6 +42,8 @@ BATCH = 900  # metrics in one request; MLflow's limit is 1,000 entities
 PARAMS = 100  # its limit on params, and on tags, in one request
 ALIVE_EVERY = 60.0  # seconds between two signs of life of a run: the last is when a killed one ended
 ATTEMPTS = 5  # at one file that the artifact store refuses while the tracking store answers
+# Which MLflow's page shows as they are; it renders Markdown, and an HTML page in a frame where its scripts run.
+TEXTS = (".txt", ".log", ".toml", ".json", ".jsonl")
 # MLflow's codes for a request that will be as wrong the next time.
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -275,7 +277,7 @@ class Delivery:
         try:
             name = plain_name(event["name"])
             if event["type"] == "text":
-                self.client.log_text(position.run_id, event["body"], name)
+                self.client.log_text(position.run_id, event["body"], name if name.endswith(TEXTS) else f"{name}.txt")
             elif event["type"] == "figure":
                 self.client.log_figure(position.run_id, draw(event["spec"]), f"figures/{_suffixed(name, '.png')}")
             else:
@@ -369,8 +371,9 @@ def is_permanent(error: Exception) -> bool:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow allows: letters, digits, and _ - . space : /"""
-    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)[:250]
+    """A name that MLflow allows: letters, digits, and _ - . space : /, as a path that is another nowhere."""
+    allowed = "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)[:250]
+    return "/".join(part for part in allowed.split("/") if part not in ("", ".", "..")) or "_"
 
 
 def _suffixed(name: str, suffix: str) -> str:

@@ -116,20 +116,39 @@ def test_texts_tables_and_figures_reach_the_run(place, tmp_path):
     track.start_line("demo")
     log = EventLog(tmp_path / "events.jsonl")
     stage = track.stage("pretrain", "f1", log.path)
-    log.text("notes.md", "# hello")
+    log.text("notes.txt", "# hello")
+    log.text("notes.html", "<script>alert(1)</script>")
     log.table("samples", ["step", "text"], [[0, "a"]])
     log.table("samples", ["step", "text"], [[9, "é"]])
     log.figure("loss", {"title": "loss", "kind": "line", "series": [{"name": "train", "x": [0, 1], "y": [3, 2]}]})
     stage.finish()
     assert track.finish(timeout=60)
     client = connect(place.uri)
-    assert {f.path for f in client.list_artifacts(stage.run_id)} == {"notes.md", "samples.json", "figures"}
+    assert {f.path for f in client.list_artifacts(stage.run_id)} == {
+        "notes.txt",
+        "notes.html.txt",  # MLflow's page would run an HTML page's scripts, and render Markdown
+        "samples.json",
+        "figures",
+    }
     table = json.loads(Path(client.download_artifacts(stage.run_id, "samples.json")).read_text(encoding="utf-8"))
     assert table == {"columns": ["step", "text"], "data": [[0, "a"], [9, "é"]]}
     shown = json.loads(client.get_run(stage.run_id).data.tags["mlflow.loggedArtifacts"])
     assert shown == [{"path": "samples.json", "type": "table"}]  # what MLflow's own log_table writes
     figure = Path(client.download_artifacts(stage.run_id, "figures/loss.png")).read_bytes()
     assert figure.startswith(b"\x89PNG")
+
+
+def test_a_metric_of_any_name_is_taken(place):
+    names = ["bpb", "bpb/http://host/x", "a//b", "../x", "/srv/x", "./a/./b", "<b>[x](javascript:1)", "🦜", "..", ""]
+    track = tracker(place)
+    track.start_line("demo")
+    run = track.stage("evaluate", "f")
+    run.log.params(dict.fromkeys(names, 1))
+    run.finish("FINISHED", dict.fromkeys(names, 2.0))
+    assert track.finish(timeout=60)
+    logged = runs(place, "line")["evaluate"].data
+    taken = {"bpb", "bpb/http:/host/x", "a/b", "x", "srv/x", "_b__x__javascript:1_", "_"}
+    assert taken <= set(logged.params) and taken <= set(logged.metrics)
 
 
 def test_a_line_of_cached_stages_costs_little(place):
