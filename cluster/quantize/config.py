@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cluster.errors import UserError
 from model.quantization import KEPT, Kind
 
-Method = Literal["rtn", "gptq"]
-CALIBRATED: tuple[Method, ...] = ("gptq",)
+Method = Literal["rtn", "gptq", "awq", "smoothquant"]
 
 
 class CalibrationConfig(BaseModel):
@@ -28,7 +27,7 @@ class QuantizeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind = Field("int8", description="int8-dynamic rounds activations too")
-    method: Method = Field("rtn", description="rtn: each weight to the nearest; gptq: the rest makes up for the error")
+    method: Method = Field("rtn", description="rtn: to the nearest; gptq; awq; smoothquant: see model/quantize")
     group_size: Literal[32, 64, 128, 256] = Field(64, description="of int4: inputs that share a scale and a zero")
     act_order: bool = Field(False, description="of gptq: the inputs that matter most come first")
     calibration: CalibrationConfig = CalibrationConfig()
@@ -47,10 +46,16 @@ class QuantizeConfig(BaseModel):
         if self.act_order and self.method != "gptq":
             raise UserError(f'act_order is for method = "gptq", and method is {self.method!r}: leave it out')
         if "calibration" in given and not self.calibrated:
-            raise UserError(f'calibration is for method = "gptq", and {self.method!r} looks at no text: leave it out')
+            raise UserError(
+                f"calibration is for gptq, awq and smoothquant, and {self.method!r} looks at no text: leave it out"
+            )
+        if self.method == "smoothquant" and self.kind != "int8-dynamic":
+            raise UserError(f'method smoothquant helps INT8 activations: kind = "int8-dynamic", not {self.kind!r}')
+        if self.method == "awq" and self.kind == "int8-dynamic":
+            raise UserError('method awq is for weights alone: kind = "int8" or "int4", or method = "smoothquant"')
         return self
 
     @property
     def calibrated(self) -> bool:
         """Whether the method needs text."""
-        return self.method in CALIBRATED
+        return self.method != "rtn"

@@ -1,7 +1,8 @@
 """Post-training quantization, block by block, as GPTQ's authors do: each sees the inputs that it will really get.
 
     rows ─ embedding ─▶ block 0 ─▶ block 1 ─ … ─▶ norm ─▶ head
-                        1. run it: its linears' inputs add up to a Hessian each       (gptq)
+                        1. run it: what comes in is added up, and channels are scaled     (awq, smoothquant)
+                           run it: its linears' inputs add up to a Hessian each           (gptq)
                         2. quantize its linears
                         3. run it again: the next block's inputs, with its error in them
 
@@ -15,14 +16,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.decoder import Decoder
+from model.decoder import Block, Decoder
 from model.quantization import KEPT, Kind, Quantization, chosen
+from model.quantize.awq import awq_scale
 from model.quantize.gptq import Hessian, gptq
 from model.quantize.grid import Bits, Codes, round_to_nearest
 from model.quantize.replace import how, linears, round_wide, swap, take_apart
+from model.quantize.scaling import folds, watched
+from model.quantize.smoothquant import smooth_scale
 from model.segments import Segments
 
-Method = Literal["rtn", "gptq"]
+Method = Literal["rtn", "gptq", "awq", "smoothquant"]
 
 
 @torch.no_grad()
@@ -40,7 +44,7 @@ def quantize(
 
     Args:
         keep: patterns of names that stay as they are, see `chosen`.
-        rows: calibration text for "gptq": pairs of tokens and positions, both (B, T), as `Segments` reads them.
+        rows: calibration text for all but "rtn": pairs of tokens and positions, both (B, T), as `Segments` reads them.
         act_order: GPTQ takes the inputs that matter most first.
         progress: hears how many linears are done, of how many; what it raises ends the work.
     Raises:
@@ -58,16 +62,20 @@ def quantize(
         layers[name] = as_kind
         progress(len(layers), len(names))
 
-    states = [_embedded(model, *row) for row in rows] if method == "gptq" else []
+    states = [_embedded(model, *row) for row in rows] if method != "rtn" else []
     for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         own = [name for name in names if name.startswith(f"blocks.{number}.")]
-        with seen({name: found[name] for name in own} if states else {}) as hessians:
-            _through(block, states, keep_result=False)
+        if method in ("awq", "smoothquant"):
+            _scale(block, states, method, "int4" if kind == "int4" else "int8", group_size)
+        with seen({name: found[name] for name in own} if method == "gptq" else {}) as hessians:
+            if method == "gptq":
+                _through(block, states)
         for name in own:
             one(name, hessians.get(name))
         states = _through(block, states)
     outside = [name for name in names if name not in layers]
-    with seen({name: found[name] for name in outside} if states else {}) as hessians:
+    with seen({name: found[name] for name in outside} if method == "gptq" else {}) as hessians:
         for x, _ in states:
             hidden = model.norm(x)
             for name in outside:
@@ -113,6 +121,15 @@ def _embedded(model: Decoder, tokens_BT: Tensor, positions_BT: Tensor) -> _State
     return (x if model.positions is None else x + model.positions(segments.positions_BT)), segments
 
 
-def _through(block: nn.Module, states: list[_State], keep_result: bool = True) -> list[_State]:
-    out = [(block(x, segments, None), segments) for x, segments in states]
-    return out if keep_result else states
+def _through(block: nn.Module, states: list[_State]) -> list[_State]:
+    return [(block(x, segments, None), segments) for x, segments in states]
+
+
+def _scale(block: Block, states: list[_State], method: Method, bits: Bits, group_size: int) -> None:
+    """Scale a block's channels, which leaves its function as it is; one place after another."""
+    places = folds(block)
+    with watched(places) as seen_here:
+        _through(block, states)
+    for fold, one in zip(places, seen_here, strict=True):
+        scale_I = awq_scale(fold, one, bits, group_size) if method == "awq" else smooth_scale(fold, one)
+        fold.apply(scale_I)
