@@ -70,10 +70,12 @@ def quality_table(run: Run) -> Table:
     """Bits per byte, lower is better: of all held-out text and of each source, beside the baselines."""
     table = plain_table("Held out, bits per byte (lower is better)")
     before, after = evaluation_of(run, "evaluate-base"), evaluation_of(run, "evaluate")
-    scored = before or after
+    quantized = evaluation_of(run, "evaluate-quantized")
+    scored = before or after or quantized
     if scored is None:
         return table
     asked = [("base" if "base" in run.outcomes else "pretrained", before, "bpb"), ("aligned", after, "bpb")]
+    asked += [("quantized", quantized, "bpb")]
     asked += [("unigram", scored, "unigram_bpb"), ("gzip -9", scored, "gzip_bpb")]
     columns = [(title, of.metrics, metric) for title, of, metric in asked if of is not None and metric in of.metrics]
     table.add_column("text")
@@ -88,7 +90,7 @@ def quality_table(run: Run) -> Table:
         if any(cells):
             table.add_row(source or "all", *cells)
     for metric in scored.other():
-        values = [one.metrics.get(metric) for one in (before, after) if one is not None]
+        values = [one.metrics.get(metric) for one in (before, after, quantized) if one is not None]
         shown = [f"{v:.3f}" for v in values if v is not None]
         if shown:
             table.add_row(metric, *shown)
@@ -107,7 +109,8 @@ def samples_table(run: Run) -> Table:
     from cluster.evaluate.summary import samples
 
     table = plain_table("Samples")
-    artifact = artifact_of(run, "evaluate") or artifact_of(run, "evaluate-base")
+    evaluations = (artifact_of(run, name) for name in ("evaluate-quantized", "evaluate", "evaluate-base"))
+    artifact = next((one for one in evaluations if one), None)
     found = samples(artifact)[:SAMPLES] if artifact else []
     if not found:
         return table

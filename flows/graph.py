@@ -3,6 +3,8 @@
     corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─ extend ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
                      └─────────────┘                            └─ evaluate-base ───┘
 
+Where a recipe has [quantize], that and `evaluate-quantized` stand before the release.
+
 With `base = "…"` a trained model stands in the place of tokenizer and pretrain, and text may be left out.
 
 Artifacts have roles in the line (`documents`, `tokens`, `model`, …). A place reads the newest of each role that it
@@ -103,6 +105,11 @@ def extending(recipe: Recipe) -> Any:
     return longer.model_copy(update={"weights": longer.weights or weights(recipe)})
 
 
+def evaluating_quantized(recipe: Recipe) -> Any:
+    """`[evaluate]`, once more, of a quantized model."""
+    return recipe.evaluate if recipe.quantize else None
+
+
 def released(recipe: Recipe) -> Any:
     """`[release]` under the recipe's name and with its tracking, where it has none of its own."""
     config = recipe.release
@@ -149,6 +156,11 @@ LINE: list[Place] = [
     Place(
         "evaluate", "cluster.evaluate.evaluate:STAGE", ("model",), ("evaluation",),
         config=as_written("evaluate"), wanted=aligned, if_there=("tokens",),
+    ),
+    Place("quantize", "cluster.quantize.quantize:STAGE", ("model",), ("model",), if_there=("tokens",)),
+    Place(
+        "evaluate-quantized", "cluster.evaluate.evaluate:STAGE", ("model",), ("evaluation",), table="evaluate",
+        config=evaluating_quantized, wanted=aligned, if_there=("tokens",),
     ),
     Place(
         "release", "cluster.release.release:STAGE", ("model", "base_evaluation", "evaluation"), ("release",),

@@ -7,6 +7,7 @@ A stage's table is that stage's own config class, so what a table allows is writ
     extends = "base.toml"    [model] [train]                              pretraining; [model] preset = "10M"
     seed = 7                 [extend]                                     a longer context; absent or false: left out
     store = "s3://b/p"       [instruct] [rlhf]                            alignment; absent or false: left out
+                             [quantize]                                   INT8 or INT4; absent or false: left out
     base = "models:/m/1"     [evaluate] [release] [cluster] [tracking]    base: in the place of a pretraining
 """
 
@@ -25,6 +26,7 @@ from cluster.data.readers.sources import Source
 from cluster.data.tokenizer.training import TokenizerConfig
 from cluster.errors import UserError
 from cluster.evaluate.config import EvaluateConfig
+from cluster.quantize.config import QuantizeConfig
 from cluster.registry.names import checked_name
 from cluster.release.release import ReleaseConfig
 from cluster.session import ClusterConfig
@@ -76,6 +78,7 @@ class Recipe(BaseModel):
     extend: ExtendConfig | None = None
     instruct: InstructConfig | None = None
     rlhf: RlhfConfig | None = None
+    quantize: QuantizeConfig | None = None
     evaluate: EvaluateConfig = by_default(EvaluateConfig)
     release: ReleaseConfig | None = None
     cluster: ClusterConfig = by_default(ClusterConfig)
@@ -95,7 +98,7 @@ class Recipe(BaseModel):
             raise UserError("must be a text in quotes: a folder, or s3://bucket/prefix.")
         return {"url": value} if isinstance(value, str) else value
 
-    @field_validator("base", "extend", "instruct", "rlhf", "release", mode="before")
+    @field_validator("base", "extend", "instruct", "rlhf", "quantize", "release", mode="before")
     @classmethod
     def _left_out(cls, value: Any) -> Any:
         return None if value is False else value

@@ -63,10 +63,28 @@ def conflicts(recipe: Recipe, layers: Layers) -> Iterator[Problem]:
         yield problem("extend", "needs [[sources]]: a longer context is learned from text.")
     if recipe.instruct is not None and recipe.instruct.replay:
         yield problem("instruct.replay", "needs [[sources]]: their text is what is replayed.")
+    if recipe.quantize is not None and recipe.quantize.calibrated:
+        yield problem("quantize.method", f"{recipe.quantize.method} needs [[sources]]: it looks at their text.")
+
+
+def quantized(base: BaseConfig) -> str | None:
+    """The kind of a base that is quantized, e.g. int8."""
+    from pathlib import Path
+
+    from cluster.interop.base import is_gguf, is_theirs
+    from model.checkpoint import load_quantization
+
+    source = Path(base.source)
+    found = None if is_gguf(source) or is_theirs(source) else load_quantization(source)
+    return found.kind if found else None
 
 
 def unable(recipe: Recipe, base: BaseConfig) -> str | None:
-    """Why nothing can be learned from conversations with this base; None if it can."""
+    """Why this base can't be trained on or quantized, or has no conversations to learn from; None if it can."""
+    tables = [name for name in ("extend", "instruct", "rlhf", "quantize") if getattr(recipe, name) is not None]
+    kind = quantized(base) if tables else None
+    if kind is not None:
+        return f"{base.name} is quantized ({kind}), and [{tables[0]}] needs weights: name the model it was made from."
     if recipe.instruct is None and recipe.rlhf is None:
         return None
     from cluster.data.tokenizer.chat import chats

@@ -20,6 +20,8 @@ from flows.recipe_errors import Problem, RecipeError
 from flows.recipe_preset import write_out
 from flows.recipe_toml import Layers, read_layers
 from flows.recipe_validate import validate
+from model.config import ModelConfig
+from model.quantization import KEPT, chosen
 
 
 def recipe_class(kind: type[Recipe] = Recipe) -> type[Recipe]:
@@ -70,6 +72,18 @@ def _begun(recipe: Recipe, layers: Layers) -> tuple[Recipe, list[Problem]]:
     recipe = recipe.model_copy(update={"model": base.network})
     recipe._begins = base
     return recipe, problems or cross_checks(recipe, layers)
+
+
+def _keeps_wrongly(network: ModelConfig, keep: tuple[str, ...]) -> str | None:
+    """What is wrong with [quantize] keep for this model; None if nothing is."""
+    from model.count import meta_model
+    from model.quantize.replace import linears, take_apart
+
+    try:
+        chosen(list(linears(take_apart(meta_model(network)))), keep)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
@@ -143,6 +157,10 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
             wrong("rlhf", problem)
         if recipe.rlhf.train.objective != "next_token":
             wrong("rlhf.train.objective", "leave it out: [rlhf] method says what is optimised.")
+    if recipe.quantize and recipe.quantize.keep != KEPT:
+        problem = _keeps_wrongly(recipe.network, recipe.quantize.keep)
+        if problem:
+            wrong("quantize.keep", problem)
     if recipe.release:
         known = metric_names(names, [task.name for task in recipe.evaluate.tasks], recipe.model.causal)
         for table in ("metrics", "require"):

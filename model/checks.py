@@ -48,6 +48,8 @@ def _is_of(value: Any, hint: Any, within: str) -> bool:
         return isinstance(value, tuple({type(one) for one in arguments}))  # which of them: said by whoever knows them
     if origin in (tuple, list):
         return isinstance(value, list | tuple) and all(_is_of(one, arguments[0], within) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(one, arguments[1], within) for one in value.values())
     if is_dataclass(hint):
         if isinstance(value, dict):
             check_kinds(hint, value, within)  # type: ignore[arg-type]

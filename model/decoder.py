@@ -19,6 +19,7 @@ from model.layers.feed_forward import FeedForward
 from model.layers.moe import MoE
 from model.layers.norm import make_norm
 from model.mixers import mixer_class
+from model.quantization import Quantization
 from model.roles import Role
 from model.seeds import int64
 from model.segments import Segments
@@ -76,6 +77,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing: Checkpointing = "none"
+        self.quantization: Quantization | None = None  # how its linears are kept, if not as they were trained
         self.embedding = _embedding(config.vocab_size, config.d_model)
         learned = config.position == "learned"
         self.positions = _embedding(config.max_seq_len, config.d_model) if learned else None
@@ -125,6 +127,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) -> (…, V) float32, soft-capped if the config says so."""
+        if self.quantization is not None and self.head is not None:
+            return softcap(self.head(hidden).float(), self.config.logit_softcap)
         logits = F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
         return softcap(logits, self.config.logit_softcap)
 

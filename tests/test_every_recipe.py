@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.quantize.summary import QuantizeSummary
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Surroundings, run_step
 from cluster.store.artifact import Artifacts
@@ -70,7 +71,8 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
         tiny += ["extend.train.steps=60", "extend.train.batch_size=4", "extend.train.lr=1e-3"]
     recipe = read_recipe(name, tiny)
     assert recipe.name == written.name and recipe.model.pattern == written.model.pattern
-    for step in until(graph(recipe), "extend" if recipe.extend else "pretrain"):
+    last = "quantize" if recipe.quantize else "extend" if recipe.extend else "pretrain"
+    for step in until(graph(recipe), last):
         artifact = run_step(step, artifacts, Surroundings(session)).artifact
         if step.name == "pretrain":
             loss = curve(artifact)
@@ -83,3 +85,11 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
             loss = curve(artifact)
             assert len(loss) == 60
             assert sum(loss[-5:]) / 5 < sum(loss[:5]) / 5 - 0.15  # 0.04 of it is the batches'
+        elif step.name == "quantize":
+            said = step.stage.summary.read(artifact.summary)
+            assert isinstance(said, QuantizeSummary) and said.bpb and said.bpb_before
+            least, most = {"int8": (1.9, 1.01), "int4": (3.5, 1.04)}[said.kind]
+            assert 2 * said.linear_parameters / said.linear_bytes > least
+            assert said.bpb < most * said.bpb_before
+            assert said.tokens_per_second and said.linears and not said.in_int8
+            assert json.loads(artifact.read("config.json"))["quantization"]["kind"] == said.kind

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from cluster.evaluate.summary import BITS, BOUND_ERROR
 
 if TYPE_CHECKING:
+    from cluster.data.tokenizer.tokenizer import Tokenizer
     from cluster.evaluate.config import EvaluateConfig
     from cluster.stage import Workspace
     from cluster.store.artifact import Artifact
+    from model.decoder import Decoder
 
 
 def summarise(scores: list[dict]) -> dict[str, float]:
@@ -52,19 +54,27 @@ def not_measured(unscored: list[str], all_: bool, text: bool = True) -> dict[str
 
 def score_source(model: Artifact, tokens: Artifact, source: str, config: EvaluateConfig) -> dict | None:
     """Bits per byte of one source's held-out documents: the model's, the unigram's, gzip -9's; None if it has none."""
+    import torch
+
+    from cluster.data.tokenizer.tokenizer import Tokenizer
+    from model.checkpoint import load_model
+
+    torch.set_num_threads(1)
+    return score_decoder(load_model(model.path()), Tokenizer(model.path()), tokens, source, config)
+
+
+def score_decoder(
+    decoder: Decoder, tokenizer: Tokenizer, tokens: Artifact, source: str, config: EvaluateConfig
+) -> dict | None:
+    """As `score_source`, of a model that is loaded."""
     import numpy as np
     import torch
 
     from cluster.data.rows import TokenRows
-    from cluster.data.tokenizer.tokenizer import Tokenizer
-    from model.checkpoint import load_model
     from model.objectives.masked_diffusion import likelihood_bound
     from model.objectives.next_token import Batch, next_token
 
-    torch.set_num_threads(1)
-    decoder = load_model(model.path())
     causal = decoder.config.causal
-    tokenizer = Tokenizer(model.path())
     rows = TokenRows(tokens.path(), config.seq_len or decoder.config.max_seq_len, ahead=int(causal))
     counts = rows.unigram_counts(tokenizer.vocab_size).astype(np.float64) + 1.0
     unigram = np.log(counts / counts.sum())

@@ -17,6 +17,7 @@ from cluster.data.tokenizer.foreign import own_info, with_turns
 from cluster.errors import UserError
 from cluster.interop.gguf_contents import ARCHITECTURE, check_keys, check_tensors, open_gguf
 from cluster.interop.gguf_tokenizer import describe_tokenizer, sentencepiece_model, tokenizer_info
+from cluster.interop.wide import plain_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +64,10 @@ def export_gguf(source: Path, target: Path, precision: str = "f16") -> int:
         describe(writer, config, target.stem)
         writer.add_file_type(kind)
         describe_tokenizer(writer, tokenizer)
-        for name, values in tensors(source, config):
-            as_type = matrix if values.ndim == 2 and values.shape[1] % block == 0 else types.F32
-            writer.add_tensor(name, gguf.quants.quantize(values, as_type), raw_dtype=as_type)
+        with plain_weights(source) as plain:
+            for name, values in tensors(plain, config):
+                as_type = matrix if values.ndim == 2 and values.shape[1] % block == 0 else types.F32
+                writer.add_tensor(name, gguf.quants.quantize(values, as_type), raw_dtype=as_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

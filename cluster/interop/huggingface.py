@@ -60,11 +60,16 @@ def export_folder(source: Path, target: Path, architecture: str | None, max_byte
     """
     from cluster.data.tokenizer.exchange import export_tokenizer
     from cluster.data.tokenizer.tokenizer import Tokenizer
+    from cluster.interop.wide import plain_weights
     from model.checkpoint import load_config
     from model.files import named
     from model.interop.convert import export_model
 
     def fill(folder: Path) -> Converted:
+        with plain_weights(source) as plain:
+            return fill_from(plain, folder)
+
+    def fill_from(source: Path, folder: Path) -> Converted:
         tokenizer = Tokenizer(source)
         longest = load_config(source).max_seq_len
         with named(source / "tokenizer.json"):

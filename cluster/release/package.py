@@ -190,11 +190,16 @@ def _parameter(spec: type[ParamSpec], name: str) -> ParamSpec:
 
 
 def count_parameters(weights: Path) -> int:
-    """The number of values in a safetensors file, by its header alone. Raises UserError for what is none."""
+    """The number of weights in a safetensors file, by its header alone; a quantized one's are its codes.
+
+    Raises UserError for what is none.
+    """
+    from model.quantization import weights_in
     from model.tensors import open_tensors
 
     with open_tensors(weights) as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+        names = file.keys()
+        return sum(weights_in(name, math.prod(file.get_slice(name).get_shape())) for name in names)
 
 
 def _about() -> dict[str, str]:

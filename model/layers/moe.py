@@ -115,8 +115,10 @@ def make_plan(expert_NK: Tensor, n_experts: int) -> Plan:
     return Plan(pair_M // K, pair_M, slot_M.view(-1, K), end_E)
 
 
-def _grouped(x_MI: Tensor, weight_EOI: Tensor, plan: Plan) -> Tensor:
-    """(M, O): each expert's run of slots times its own weight."""
+def _grouped(x_MI: Tensor, weight_EOI: Tensor | nn.Module, plan: Plan) -> Tensor:
+    """(M, O): each expert's run of slots times its own weight; a module does that itself (quantize/linear.py)."""
+    if isinstance(weight_EOI, nn.Module):
+        return weight_EOI(x_MI, plan.end_E)
     return torch._grouped_mm(x_MI, weight_EOI.to(x_MI.dtype).mT, offs=plan.end_E)
 
 
