@@ -17,8 +17,6 @@ KINDS = {
     "best_of": "model.generate.best_of:BestOf",
     "self_consistency": "model.generate.self_consistency:SelfConsistency",
     "beam": "model.generate.beam:Beam",
-    "contrastive": "model.generate.contrastive:Contrastive",
-    "dola": "model.generate.dola:DoLa",
 }
 
 
