@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,8 @@ class Generator:
 
         self.say: Callable[[str], Any] = logging.getLogger(__name__).warning
         self.last: Answer | None = None
-        self.folder, self.place = Path(folder), place
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._load = cache(partial(load_beside, folder=Path(folder), device=self.device, place=place))
         self.tokenizer = Tokenizer(folder)
         self.model = load_model(folder, self.device)
 
@@ -126,7 +126,7 @@ class Generator:
         return decoding.ended_by(self.tokenizer.stop_ids)
 
     def _tools(self, decoding: Decoding) -> Tools:
-        return tools(self.tokenizer, decoding, partial(load_beside, folder=self.folder, device=self.device, place=self.place))
+        return tools(self.tokenizer, decoding, self._load)
 
     def piece(self, token: int) -> str:
         """What a token says by itself."""

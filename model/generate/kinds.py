@@ -17,6 +17,8 @@ KINDS = {
     "best_of": "model.generate.best_of:BestOf",
     "self_consistency": "model.generate.self_consistency:SelfConsistency",
     "beam": "model.generate.beam:Beam",
+    "contrastive": "model.generate.contrastive:Contrastive",
+    "dola": "model.generate.dola:DoLa",
 }
 
 
