@@ -1,9 +1,9 @@
 """What of a completion is its answer, for a vote among completions: the same reading that its verifier has.
 
-    number   after the last "answer is", or else the last one, by its value      "… is 1,000." and "1e3" agree
-    stated   what follows the last "answer is", whatever its case and quotes
-    text     all of it
-    task     as the task's verifier reads it; without a task: number if there is one, else stated, else text
+number   after the last "answer is", or else the last one, by its value      "… is 1,000." and "1e3" agree
+stated   what follows the last "answer is", whatever its case and quotes
+text     all of it
+task     as the task's verifier reads it; without a task: number if there is one, else stated, else text
 """
 
 from __future__ import annotations

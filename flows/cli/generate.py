@@ -21,7 +21,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to complete; - reads it from standard input.")],
     decoding: Decoding,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer, its tokens' ids and its figures as JSON, and nothing else.")
+        bool,
+        typer.Option("--json", help="Print the answer, its tokens' ids and its figures as JSON, and nothing else."),
     ] = False,
 ) -> None:
     """Complete a text with a model. On stderr: how many tokens and steps it took, and what it left out of the prompt.

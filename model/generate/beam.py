@@ -66,7 +66,11 @@ class Beam(Method):
                 break
             rows, tokens = (torch.tensor(column, device=device) for column in list(zip(*kept, strict=True))[:2])
             running = [step.extended(running[row], row, token) for row, token, _ in kept]
-            totals_B, history, state = torch.tensor([x for *_, x in kept], device=device), history.select(rows), _of(state, rows)
+            totals_B, history, state = (
+                torch.tensor([x for *_, x in kept], device=device),
+                history.select(rows),
+                _of(state, rows),
+            )
             ended_B = history.take(tokens)
             for row in ended_B.nonzero().squeeze(1).tolist():
                 running[row].finish = "stop"
@@ -83,7 +87,7 @@ class Beam(Method):
         return ranked([one for _, one in finished], [score for score, _ in finished])
 
     def _decided(self, finished: list[tuple[float, Completion]], best: float, length: int, most: int) -> bool:
-        """Whether the best beginning's log-probability, which only falls, can't beat the worst of n finished answers."""
+        """Whether the best beginning, whose log-probability only falls, can't beat the worst of n finished answers."""
         longest = most if self.length_penalty > 0 else length
         return len(finished) == self.n and best / longest**self.length_penalty <= finished[-1][0]
 

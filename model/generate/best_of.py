@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from model.decoder import Decoder
 from model.generate.decoding import Decoding
@@ -24,9 +24,9 @@ class BestOf(Method):
         return [ranked(answers, [answer.mean_logprob for answer in answers]) for answers in found]
 
 
-def ranked(completions: Sequence[Completion], scores: Sequence[float]) -> Completion:
+def ranked(completions: Sequence[Completion], scores: Sequence[Any]) -> Completion:
     """The completion with the highest score, the first of equal ones, with the others in their order behind it."""
-    order = sorted(range(len(completions)), key=lambda i: -scores[i])
+    order = sorted(range(len(completions)), key=scores.__getitem__, reverse=True)
     best, *others = (completions[i] for i in order)
     best.others = others
     return best

@@ -43,13 +43,19 @@ class Contrasting(Method):
 @dataclass(frozen=True)
 class Contrastive(Contrasting):
     amateur: str = option("", "A smaller or less trained model with the same tokenizer: its name, or its folder.")
-    alpha: float = option(0.1, "The share of the expert's highest probability from which a token is plausible.", gt=0, le=1)
+    alpha: float = option(
+        0.1, "The share of the expert's highest probability from which a token is plausible.", gt=0, le=1
+    )
     amateur_temperature: float = option(1.0, "Of the amateur; the paper's is 0.5 for the smallest, else 1.", gt=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.amateur:
             raise UserError("amateur = '' must be another model with the same tokenizer: contrastive:amateur=MODEL")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (self.amateur,)
 
     def contrasted(self, model: Decoder, tools: Tools) -> "Pair":
         only_causal(model, "contrastive")

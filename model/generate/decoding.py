@@ -110,13 +110,15 @@ class Decoding(Unmasking):
 
 def _bias(word: str) -> tuple[int, float]:
     """UserError for what is no ID=NUMBER, and for a bias that makes one token the only one by +inf."""
-    token, equals, number = str(word).partition("=")
+    token, _, number = str(word).partition("=")
     try:
         made = int(token), float(number)
     except ValueError:
         made = -1, math.nan
     if made[0] < 0 or math.isnan(made[1]) or made[1] == math.inf:
-        raise UserError(f"logit_bias = {word!r} must be ID=NUMBER: a token's id, and what is added to its logit (or -inf).")
+        raise UserError(
+            f"logit_bias = {word!r} must be ID=NUMBER: a token's id, and what is added to its logit (or -inf)."
+        )
     return made
 
 

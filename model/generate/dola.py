@@ -25,7 +25,7 @@ from model.state import State
 
 @dataclass(frozen=True)
 class DoLa(Contrasting):
-    layers: Literal["lower", "upper"] = option("lower", "The half of the layers whose outputs are candidates.")  # noqa: RUF009
+    layers: Literal["lower", "upper"] = option("lower", "The half of the layers whose outputs are candidates.")
     layer: int = option(0, "The only candidate, counted from 1; 0: all of that half.", ge=0)
     alpha: float = option(0.1, "The share of the highest probability from which a token is plausible.", gt=0, le=1)
 
@@ -33,10 +33,14 @@ class DoLa(Contrasting):
         only_causal(model, "dola")
         last = model.config.n_layers - 1  # the last layer's output is the model's own
         if not 1 <= max(self.layer, 1) <= last:
-            raise UserError(f"dola: layer = {self.layer}, but the model has {last + 1} layers, and {last} before its last")
+            raise UserError(
+                f"dola: layer = {self.layer}, but the model has {last + 1} layers, and {last} before its last"
+            )
         half = (last + 1) // 2
         lower, upper = range(1, max(half, 1) + 1), range(min(half + 1, last), last + 1)
-        return EarlyExits(model, [self.layer] if self.layer else [*(lower if self.layers == "lower" else upper)], self.alpha)
+        return EarlyExits(
+            model, [self.layer] if self.layer else [*(lower if self.layers == "lower" else upper)], self.alpha
+        )
 
 
 class EarlyExits(nn.Module):

@@ -12,7 +12,6 @@ from itertools import starmap
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
@@ -77,8 +76,9 @@ def generate(
 ) -> list[Completion]:
     """A completion for each prompt. seeds: one for each row; without, row i has the seed `decoding.seed` + i.
 
-    watch: makes each row's watcher; a row that it ends has finish "stop". At most `batch_size` rows are in memory at once. ValueError for an empty prompt, or for one that leaves no
-    room below the model's `max_seq_len`; a row that reaches it ends with finish "length".
+    watch: makes each row's watcher; a row that it ends has finish "stop". At most `batch_size` rows are in memory at
+    once. ValueError for an empty prompt, or for one that leaves no room below the model's `max_seq_len`; a row that
+    reaches it ends with finish "length".
     """
     _check(model, prompts)
     completions = [Completion() for _ in prompts]

@@ -56,6 +56,11 @@ class Method:
     def __post_init__(self) -> None:
         check_options(self)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of the models that it loads beside the one that is given."""
+        return ()
+
     def generate(
         self, model: Decoder, prompts: Prompts, decoding: Decoding, seeds: Sequence[int], tools: Tools
     ) -> list[Completion]:

@@ -89,4 +89,5 @@ class Vote:
     def won(self) -> Completion:
         """Of equal answers the one that was there first wins."""
         winner = max(self.weights, key=self.weights.__getitem__) if self.weights else None
-        return ranked(self.chains, [(a == winner) * 1e9 + c.mean_logprob for a, c in zip(self.answers, self.chains)])
+        voted = [answer == winner for answer in self.answers]
+        return ranked(self.chains, [(own, chain.mean_logprob) for own, chain in zip(voted, self.chains, strict=True)])

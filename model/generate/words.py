@@ -15,7 +15,7 @@ Options = TypeVar("Options")
 
 
 def parsed(name: str, word: str) -> tuple[str, dict[str, str]]:
-    """(kind, its options as texts). name: what the word is the value of, for the UserError of a word of another form."""
+    """(kind, its options as texts). name: what the word is a value of, for the UserError of one of another form."""
     kind, _, rest = str(word).partition(":")
     given: dict[str, str] = {}
     for part in rest.split(",") if rest else ():

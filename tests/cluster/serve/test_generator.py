@@ -149,7 +149,9 @@ def test_an_answer_says_what_it_took(generator: Generator) -> None:
         assert said["tokens_per_second"] > 0 and "others" not in said
         assert [len(top) for top in said["top_logprobs"]] == [2] * 9
         assert one.words().startswith("(9 tokens in 9 steps, ") and len(one.table(generator.piece)) == 9
-    whole = generator.model.logits(generator.model(torch.tensor([[*generator.encode("The quick", 9), *said["tokens"]]]))[0])
+    whole = generator.model.logits(
+        generator.model(torch.tensor([[*generator.encode("The quick", 9), *said["tokens"]]]))[0]
+    )
     best = whole[0, -10:-1].argmax(-1).tolist()
     assert [top[0]["id"] for top in said["top_logprobs"]] == best
 
@@ -160,4 +162,6 @@ def test_every_kind_is_reached_by_its_word(generator: Generator, kind: str) -> N
         answer = generator.answers([prompt], TEXT, kind=kind, seed=1, max_new_tokens=12, stops=("e",))[0]
         assert len(answer.others) == 2 and len(answer.report(generator.piece)["others"]) == 2
         assert "the best of 3 answers" in answer.words() and "e" not in answer.text
-        assert answer.text == "".join(generator.stream(prompt, TEXT, kind=kind, seed=1, max_new_tokens=12, stops=("e",)))
+        assert answer.text == "".join(
+            generator.stream(prompt, TEXT, kind=kind, seed=1, max_new_tokens=12, stops=("e",))
+        )

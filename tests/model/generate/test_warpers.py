@@ -61,7 +61,9 @@ def test_each_is_what_transformers_makes_of_it(options: dict[str, Any], processo
         expected = processor(text, expected)
     given = distribution(LOGITS, decoding, history(decoding))
     torch.testing.assert_close(given, expected.log_softmax(-1), atol=1e-5, rtol=1e-5)
-    assert options.keys() & {"repetition_penalty", "min_new_tokens"} or torch.equal(given, distribution(LOGITS, decoding))
+    assert options.keys() & {"repetition_penalty", "min_new_tokens"} or torch.equal(
+        given, distribution(LOGITS, decoding)
+    )
 
 
 def test_presence_is_taken_off_once_and_frequency_each_time_of_the_answer_s_tokens_alone() -> None:
@@ -102,7 +104,9 @@ def test_a_schedule_may_begin_or_end_at_the_likeliest_token_alone() -> None:
 
 
 def test_where_only_a_stop_may_come_the_minimum_length_gives_way() -> None:
-    decoding = Decoding(min_new_tokens=9, stops=STOPS, logit_bias=tuple(f"{i}=-inf" for i in range(V) if i not in STOPS))
+    decoding = Decoding(
+        min_new_tokens=9, stops=STOPS, logit_bias=tuple(f"{i}=-inf" for i in range(V) if i not in STOPS)
+    )
     drawn = choose(LOGITS, decoding, history(decoding))
     assert set(drawn.token_B.tolist()) <= set(STOPS)
 
