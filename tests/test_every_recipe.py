@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.quantize.summary import QuantizeSummary
+from cluster.evaluate.tasks import score_task
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Surroundings, run_step
 from cluster.store.artifact import Artifacts
@@ -78,6 +79,11 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
             loss = curve(artifact)
             assert len(loss) == 30
             assert sum(loss[-5:]) / 5 < loss[0] - 0.3
+            for task in recipe.evaluate.tasks:
+                if recipe.evaluate.answering(task).method:
+                    few = task.model_copy(update={"limit": 3, "max_new_tokens": 6})
+                    scores = score_task(artifact, few, recipe.evaluate)
+                    assert scores[f"{task.name}/items"] == 3 and 0 <= scores[f"{task.name}/accuracy"] <= 1
         elif step.name == "extend":
             config = json.loads(artifact.read("config.json"))
             assert recipe.extend and config["max_seq_len"] == recipe.extend.max_seq_len

@@ -2,7 +2,8 @@
 
               by default     then                                          then
 samples       TEXT           sample_tokens, temperature, seed, unmasking   [evaluate.decoding]
-a task        GREEDY         max_new_tokens, [evaluate.unmasking]          its own decoding = {…}
+a task        GREEDY         max_new_tokens, [evaluate.unmasking]          its own decoding = {…}; CHAT's temperature
+                                                                           where its kind must draw
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer, model_validator
 
 from cluster.errors import UserError
-from model.generate.decoding import GREEDY, OF_UNMASKING, OPTIONS, TEXT, Decoding
+from model.generate.decoding import CHAT, GREEDY, OF_UNMASKING, OPTIONS, TEXT, Decoding
+from model.generate.kinds import gathered
 from model.generate.unmasking import Unmasking
 
 if TYPE_CHECKING:
@@ -27,7 +29,15 @@ else:  # every option of Decoding; None where the recipe says nothing
 
 
 class DecodingTable(_Options):
-    """`decoding = {…}`: the options that are to be other than they would be."""
+    """`decoding = {…}`: the options that are to be other than they would be, and those of its kind.
+
+    `{ kind = "beam", n = 4 }` is `{ kind = "beam:n=4" }`.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, table: Any) -> Any:
+        return gathered(table, tuple(cls.model_fields)) if isinstance(table, dict) else table
 
     @property
     def said(self) -> dict[str, Any]:
@@ -94,8 +104,11 @@ class EvaluateConfig(BaseModel):
         return replace(TEXT, **old | asdict(self.unmasking) | self.decoding.said)
 
     def answering(self, task: TaskConfig) -> Decoding:
-        """How the answers of a task are generated."""
-        return replace(GREEDY, **{"max_new_tokens": task.max_new_tokens} | asdict(self.unmasking) | task.decoding.said)
+        """How the answers of a task are generated: where several must be drawn, not greedily."""
+        said = task.decoding.said
+        draws = method.draws if (method := Decoding(**said).method) else False
+        drawn = {"temperature": CHAT.temperature} if draws else {}
+        return replace(GREEDY, **{"max_new_tokens": task.max_new_tokens} | asdict(self.unmasking) | drawn | said)
 
 
 def _said_once(table: TaskConfig | EvaluateConfig, keys: dict[str, str]) -> None:

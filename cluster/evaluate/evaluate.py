@@ -20,12 +20,16 @@ from cluster.evaluate.check import check_evaluate
 from cluster.evaluate.config import EvaluateConfig
 from cluster.evaluate.summary import EvaluationSummary
 from cluster.evaluate.tasks import sample, score_task
+from cluster.registry.find import model_digest
 from cluster.stage import Stage, Workspace
 from cluster.store.source import located
 
 
 def external(config: EvaluateConfig) -> dict[str, str]:
-    return {f"task:{task.name}": examples.digest(task.data) for task in config.tasks}
+    asked = [config.answering(task) for task in config.tasks] + [config.sampling]
+    others = {name for decoding in asked if decoding.method for name in decoding.method.others}
+    found = {f"task:{task.name}": examples.digest(task.data) for task in config.tasks}
+    return found | {f"model:{name}": model_digest(name) for name in sorted(others)}
 
 
 def run_evaluate(ws: Workspace) -> EvaluationSummary:

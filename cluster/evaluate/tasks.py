@@ -6,7 +6,9 @@ Each is a function of a model artifact and plain settings, run as a Ray task by 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
@@ -24,12 +26,16 @@ def score_task(model: Artifact, task: TaskConfig, config: EvaluateConfig) -> dic
     import torch
 
     from cluster.data.tokenizer.tokenizer import Tokenizer
+    from cluster.serve.tools import load_beside
     from model.checkpoint import load_model
 
     torch.set_num_threads(1)
     decoder, tokenizer = load_model(model.path()), Tokenizer(model.path())
-    score = score_choices if task.kind == "choice" else score_answers
-    rights = score(decoder, tokenizer, task, config)
+    if task.kind == "choice":
+        rights = score_choices(decoder, tokenizer, task, config)
+    else:
+        load = partial(load_beside, folder=model.path(), device="cpu")
+        rights = score_answers(decoder, tokenizer, task, config, load)
     accuracy = sum(rights) / len(rights)
     return {f"{task.name}/accuracy": accuracy, f"{task.name}/items": float(len(rights))}
 
@@ -81,24 +87,30 @@ def score_choices(decoder: Any, tokenizer: Any, task: TaskConfig, config: Evalua
     return rights
 
 
-def score_answers(decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig) -> list[float]:
-    """The verifier's reward of each answer, greedy unless the task says otherwise; one that doesn't end has none."""
+def score_answers(
+    decoder: Any, tokenizer: Any, task: TaskConfig, config: EvaluateConfig, load: Callable[[str], Any]
+) -> list[float]:
+    """The verifier's reward of each answer, greedy unless the task says otherwise; one that doesn't end has none.
+
+    load: another model by its name, for a decoding that has one.
+    """
     from cluster.data.examples.examples import prompt_ids
     from cluster.evaluate.check import read_items
-    from cluster.serve.stops import cut
+    from cluster.serve.stops import said
+    from cluster.serve.tools import tools
     from cluster.verify.verifiers import verify
     from model.generate.by_kind import generate
 
     items = read_items(task, tokenizer, decoder.config.max_seq_len)
     prompts = [prompt_ids(tokenizer, item) for item in items]
-    decoding = config.answering(task)
-    completions = generate(decoder, prompts, decoding.ended_by((tokenizer.end_id, tokenizer.eos_id)))
+    decoding, ends = config.answering(task), (tokenizer.end_id, tokenizer.eos_id)
+    surroundings = tools(tokenizer, decoding, load, items)
+    completions = generate(decoder, prompts, decoding.ended_by(ends), tools=surroundings)
     rewards = []
     for item, completion in zip(items, completions, strict=True):
-        at_id = completion.finish == "stop"
-        tokens = completion.tokens[:-1] if at_id else completion.tokens
-        answer, at_text = cut(tokenizer.decode(tokens), decoding.stop_texts)
-        rewards.append(verify(item, answer) if at_id or at_text else 0.0)
+        given = replace(decoding, stops=(*ends, *decoding.stops))
+        answer, ended = said(tokenizer, completion.tokens, given, continues=False)
+        rewards.append(verify(item, answer) if ended else 0.0)
     return rewards
 
 

@@ -17,6 +17,7 @@ from cluster.cache import cache_root
 from cluster.errors import Missing
 from cluster.masking import taken_out
 from cluster.registry.versions import Registry, like
+from cluster.store.digest import remembered_sha256
 from cluster.tracking.place import Place, answering, import_quietly
 
 FILES = ("model.safetensors", "config.json", "tokenizer.model", "tokenizer.json")
@@ -48,6 +49,12 @@ def model_folder(model: str | Path, place: Place | None = None) -> Path:
     if "/" not in text and "\\" not in text:
         raise Missing(_perhaps_registered(text, place))
     raise Missing(f"There is no folder {folder}. A registered model is written models:/NAME@ALIAS.")
+
+
+def model_digest(model: str, place: Place | None = None) -> str:
+    """What is behind a name now, of all its files: another one once an alias has moved."""
+    folder = model_folder(model, place)
+    return hashlib.sha256("".join(remembered_sha256(folder / name for name in FILES)).encode()).hexdigest()
 
 
 def _registered(uri: str, place: Place | None) -> Path:

@@ -10,15 +10,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from cluster.registry.find import model_folder
+from cluster.serve.answer import Answer, Clock
 from cluster.serve.context import Message, Prompt, fit
-from cluster.serve.stops import cut, settled
+from cluster.serve.stops import said, settled
+from cluster.serve.tools import load_beside, tools
 from cluster.tracking.place import Place
 from model.generate.decoding import TEXT, Decoding
+
+if TYPE_CHECKING:
+    from model.generate.engine import Completion
+    from model.generate.method import Tools
 
 UNFINISHED = "\ufffd"
 
@@ -32,23 +39,26 @@ class Generator:
 
     Attributes:
         say: hears a sentence of each prompt that outgrows the context: what was left out of it. Default: a warning.
+        last: the last answer that was streamed to its end, with its figures.
     """
 
-    def __init__(self, folder: Path | str, device: str | None = None):
+    def __init__(self, folder: Path | str, device: str | None = None, place: Place | None = None):
         import torch
 
         from cluster.data.tokenizer.tokenizer import Tokenizer
         from model.checkpoint import load_model
 
         self.say: Callable[[str], Any] = logging.getLogger(__name__).warning
+        self.last: Answer | None = None
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._load = cache(partial(load_beside, folder=Path(folder), device=self.device, place=place))
         self.tokenizer = Tokenizer(folder)
         self.model = load_model(folder, self.device)
 
     @classmethod
     def load(cls, model: str | Path, place: Place | None = None, device: str | None = None) -> Generator:
         """By name; see `model_folder`."""
-        return cls(model_folder(model, place), device)
+        return cls(model_folder(model, place), device, place)
 
     def complete(self, text: str, decoding: Decoding = TEXT, **changes: Any) -> str:
         """What follows `text`; see `generate`."""
@@ -69,40 +79,58 @@ class Generator:
             UserError: a number out of its range, messages that the chat template doesn't allow, or a last message that
                 the context doesn't hold.
         """
+        return [answer.text for answer in self.answers(prompts, decoding, **changes)]
+
+    def answers(self, prompts: Sequence[Prompt], decoding: Decoding = TEXT, **changes: Any) -> list[Answer]:
+        """As `generate`, with the tokens and the figures of each; steps and seconds are those of the whole batch."""
         from model.generate.by_kind import generate
 
         decoding = self._possible(replace(decoding, **changes))
         ids = [self.encode(p, decoding.max_new_tokens) for p in prompts]
-        done = generate(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids))
-        return [self._text(c.tokens, decoding, isinstance(p, str))[0] for p, c in zip(prompts, done, strict=True)]
+        with Clock(self.model) as clock:
+            done = generate(self.model, ids, self._ended(decoding), tools=self._tools(decoding))
+        return [self._answer(c, p, decoding, clock) for p, c in zip(prompts, done, strict=True)]
 
     def stream(self, prompt: Prompt, decoding: Decoding = TEXT, **changes: Any) -> Iterator[str]:
         """The text of one answer in pieces, as it is drawn; joined, it is what `generate` returns."""
         from model.generate.by_kind import stream
+        from model.generate.engine import Completion
 
         decoding = self._possible(replace(decoding, **changes))
-        tokens: list[int] = []
+        drawn = Completion()
         shown = text = ""
         ids = self.encode(prompt, decoding.max_new_tokens)
-        for token in stream(self.model, ids, decoding.ended_by(self.tokenizer.stop_ids)):
-            tokens.append(token.id)
-            text, ended = self._text(tokens, decoding, isinstance(prompt, str))
-            if ended:
-                break
-            # The last bytes may become a character with the next token, and the last characters a stop.
-            whole = settled(text.rstrip(UNFINISHED), decoding.stop_texts)
-            if len(whole) > len(shown):
-                yield whole[len(shown) :]
-                shown = whole
-        if len(text) > len(shown):
-            yield text[len(shown) :]
+        with Clock(self.model) as clock:
+            for token in stream(self.model, ids, self._ended(decoding), self._tools(decoding)):
+                drawn.add(token)
+                text, ended = said(self.tokenizer, drawn.tokens, decoding, isinstance(prompt, str))
+                if ended:
+                    break
+                # The last bytes may become a character with the next token, and the last characters a stop.
+                whole = settled(text.rstrip(UNFINISHED), decoding.stop_texts)
+                if len(whole) > len(shown):
+                    yield whole[len(shown) :]
+                    shown = whole
+            if len(text) > len(shown):
+                yield text[len(shown) :]
+        self.last = self._answer(drawn, prompt, decoding, clock)
 
-    def _text(self, tokens: Sequence[int], decoding: Decoding, continues: bool) -> tuple[str, bool]:
-        """(what the tokens say before one of the `stops`, whether there is one); continues: a text, not an answer."""
-        at_id = bool(tokens) and tokens[-1] in decoding.stop_ids
-        said = self.tokenizer.decode(tokens[:-1] if at_id else tokens, continues=continues)
-        text, at_text = cut(said, decoding.stop_texts)
-        return text, at_id or at_text
+    def _answer(self, completion: Completion, prompt: Prompt, decoding: Decoding, clock: Clock) -> Answer:
+        texts = [
+            said(self.tokenizer, one.tokens, decoding, isinstance(prompt, str))[0]
+            for one in (completion, *completion.others)
+        ]
+        return Answer(texts[0], completion, tuple(texts[1:]), clock.steps, clock.seconds)
+
+    def _ended(self, decoding: Decoding) -> Decoding:
+        return decoding.ended_by(self.tokenizer.stop_ids)
+
+    def _tools(self, decoding: Decoding) -> Tools:
+        return tools(self.tokenizer, decoding, self._load)
+
+    def piece(self, token: int) -> str:
+        """What a token says by itself."""
+        return self.tokenizer.decode([token], continues=True)
 
     def encode(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
         """A prompt's ids, as far as the context holds them beside an answer; see context.py."""

@@ -27,13 +27,13 @@ def exact(answer: str, text: str) -> float:
 
 def stated(answer: str, text: str) -> float:
     """What follows the last "answer is" equals the answer, whatever its case, quotes and final point."""
-    found = _after_answer(text)
-    return float(found is not None and _plain(found.split("\n")[0]) == _plain(answer))
+    found = after_answer(text)
+    return float(found is not None and plain(found.split("\n")[0]) == plain(answer))
 
 
 def number(answer: str, text: str) -> float:
     """The first number after the last "answer is", or else the text's last number, has the answer's value."""
-    found, expected = _after_answer(text), numbers.number(answer)
+    found, expected = after_answer(text), numbers.number(answer)
     given = list(numbers.numbers(text if found is None else found))
     return float(bool(given) and expected is not None and bool(given[-1 if found is None else 0] == expected))
 
@@ -110,7 +110,7 @@ def weights_of(task: Mapping[str, Any]) -> dict[str, float]:
     return weights
 
 
-def _after_answer(text: str) -> str | None:
+def after_answer(text: str) -> str | None:
     ends = [match.end() for match in _STATED.finditer(text)]
     return text[ends[-1] :] if ends else None
 
@@ -119,5 +119,5 @@ def _sentence(answer: str) -> str:
     return f"The answer is {answer.strip().removesuffix('.')}."
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return text.strip().rstrip(".").strip().strip("`'\"").casefold()

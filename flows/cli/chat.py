@@ -71,5 +71,8 @@ def chat(
                 out.write(plain(f"{error}\n"))
                 continue
             out.write("\n")
+            if generator.last and (decoding.method or decoding.top_logprobs):
+                for line in (*generator.last.table(generator.piece), generator.last.words()):
+                    out.write(plain(f"{line}\n"))
             messages.append({"role": "assistant", "content": answer})
         out.write("\n")

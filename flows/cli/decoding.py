@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from model.generate.decoding import OPTIONS, TYPES, Decoding
 from model.generate.option import allowed
 
-FLAGS = {"max_new_tokens": "--max-tokens", "stops": "--stop"}  # of the others: the field's name
+FLAGS = {"kind": "--decoding", "max_new_tokens": "--max-tokens", "stops": "--stop"}  # of the others: the field's name
 
 
 def decoded(defaults: Decoding) -> Callable[[Callable[..., None]], Callable[..., None]]:

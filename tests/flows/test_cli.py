@@ -250,6 +250,7 @@ class FakeGenerator:
     """Says what it was asked."""
 
     asked: list[Any]
+    last = None
 
     def stream(self, prompt: Any, decoding: Decoding, **changes: Any) -> Any:
         self.asked.append((list(prompt) if isinstance(prompt, list) else prompt, replace(decoding, **changes)))
@@ -277,6 +278,21 @@ def test_generate_writes_the_prompt_and_what_follows(generator: FakeGenerator) -
     assert generator.asked == [("Once", Decoding(max_new_tokens=5, temperature=0.0, top_p=0.5, seed=3))]
     assert call("generate", "m", "Once", "--steps", "4", "--stop", "a", "--stop", "b c").exit_code == 0
     assert generator.asked[-1] == ("Once", replace(TEXT, steps=4, stops=("a", "b c")))
+
+
+def test_generate_says_what_it_took_and_as_json_says_nothing_else(tmp_path: Path) -> None:
+    from tests.cluster.tiny_model import make_model
+
+    words = ("generate", str(make_model(tmp_path / "model")), "The quick", "--max-tokens", "4", "--top-logprobs", "2")
+    result = call(*words, "--json", "--decoding", "beam:n=2")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    assert len(said["tokens"]) == said["steps"] == 4 and len(said["others"]) == 1 and len(said["top_logprobs"]) == 4
+    plain = call(*words, "--temperature", "0")
+    assert plain.stdout.startswith("The quick") and "(4 tokens in 4 steps, " in plain.stderr
+    assert plain.stderr.count(": ") == 4, "a line of likeliest tokens for each"
+    wrong = call(*words, "--decoding", "beam:m=2")
+    assert wrong.exit_code == 2 and "has no option 'm'" in " ".join(wrong.output.split())
 
 
 def test_generate_reads_the_prompt_from_standard_input_where_it_is_a_dash(generator: FakeGenerator) -> None:

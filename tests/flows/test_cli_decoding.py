@@ -23,13 +23,17 @@ from model.generate.option import allowed
 
 OTHER: dict[str, Any] = {  # a value of each option that none has by default
     "max_new_tokens": 7, "temperature": 0.25, "top_k": 3, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5,
+    "kind": "best_of:n=2", "min_new_tokens": 2, "temperature_schedule": "linear:to=0.5", "typical_p": 0.5,
+    "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": ("3=1", "4=-inf"), "top_logprobs": 2,
     "seed": 11, "stops": ("a", "b"), "steps": 2, "block_length": 4, "order": "random",
 }  # fmt: skip
-FLAGS = {"max_new_tokens": "--max-tokens", "stops": "--stop"}
+FLAGS = {"kind": "--decoding", "max_new_tokens": "--max-tokens", "stops": "--stop"}
 
 
 class FakeGenerator:
     """Says what it was asked."""
+
+    last = None
 
     def __init__(self, folder: Any = None) -> None:
         self.asked: list[Decoding] = []
@@ -76,7 +80,7 @@ def test_an_option_is_reachable_everywhere(name: str, generator: FakeGenerator) 
     registered = TokenmillModel()
     registered.generator = generator
     kept = ModelSignature.from_dict(signature().to_dict()).params  # as MLflow writes and reads it
-    given = list(value) if name == "stops" else value
+    given = list(value) if isinstance(value, tuple) else value
     assert TEXT.read(_enforce_params_schema({}, kept)) == TEXT
     passed_on = _enforce_params_schema({name: given}, kept)
     registered.predict(None, ["x"], params=passed_on)
@@ -87,13 +91,14 @@ def test_an_option_is_reachable_everywhere(name: str, generator: FakeGenerator) 
     samples = replace(TEXT, max_new_tokens=48)
     assert EvaluateConfig(decoding=table).sampling == replace(samples, **{name: value})
     task = TaskConfig(name="t", kind="generate", data="x", decoding=table)
-    assert EvaluateConfig().answering(task) == replace(GREEDY, **{name: value})
+    drawn = {"temperature": CHAT.temperature} if name == "kind" else {}  # several answers, which must differ
+    assert EvaluateConfig().answering(task) == replace(GREEDY, **drawn | {name: value})
 
 
 def test_the_defaults_of_the_two_commands_are_what_is_shown() -> None:
     for command, defaults in ((generate, TEXT), (chat, CHAT)):
         shown = {name: p.default for name, p in inspect.signature(command).parameters.items()}
-        assert all(shown[o.name] == getattr(defaults, o.name) or o.name == "stops" for o in OPTIONS)
+        assert all(shown[o.name] == getattr(defaults, o.name) or isinstance(shown[o.name], list) for o in OPTIONS)
 
 
 @pytest.mark.parametrize(

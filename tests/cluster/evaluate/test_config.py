@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.evaluate.config import EvaluateConfig, TaskConfig
 from cluster.identity import identity
-from model.generate.decoding import Decoding
+from model.generate.decoding import CHAT, Decoding
 
 TASK = {"name": "t", "kind": "generate", "data": "x"}
 
@@ -86,3 +86,34 @@ def test_a_context_has_at_least_a_token_and_its_target() -> None:
     assert EvaluateConfig(seq_len=2).seq_len == 2
     with pytest.raises(ValidationError, match="seq_len"):
         EvaluateConfig(seq_len=1)
+
+
+def test_a_kind_s_own_options_stand_beside_those_of_every_decoding() -> None:
+    asked = {"kind": "self_consistency", "n": 5, "weight": "likelihood", "top_k": 3}
+    config = EvaluateConfig.model_validate({"tasks": [TASK | {"decoding": asked}]})
+    decoding = config.answering(config.tasks[0])
+    assert decoding.kind == "self_consistency:n=5,weight=likelihood" and decoding.top_k == 3
+    assert decoding.method.n == 5 and decoding.temperature == CHAT.temperature, "one that must draw isn't greedy"
+    word = EvaluateConfig.model_validate({"tasks": [TASK | {"decoding": {"kind": decoding.kind, "top_k": 3}}]})
+    assert word == config and identity(word) == identity(config)
+    beams = EvaluateConfig.model_validate({"tasks": [TASK | {"decoding": {"kind": "beam", "n": 2}}]})
+    assert beams.answering(beams.tasks[0]) == Decoding(kind="beam:n=2", temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"kind": "beem"}, "decoding = 'beem' is not one of"),
+        ({"kind": "beam", "m": 2}, "decoding = 'beam' has no option 'm': it has n, length_penalty"),
+        ({"kind": "beam:n=2", "n": 3}, "decoding = 'beam:n=2' and n = 3: give it once"),
+        ({"kind": "beam", "n": 0}, "n = 0 must be at least 1"),
+        ({"kind": "self_consistency", "n": 2.5}, "n = '2.5' must be a whole number"),
+        ({"kind": "self_consistency", "temperature": 0}, "draws several answers"),
+        ({"kind": "plain", "n": 2}, "plain has no options"),
+        ({"n": 2}, "Extra inputs"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_refused_where_the_recipe_is_read(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        EvaluateConfig.model_validate({"tasks": [TASK | {"decoding": asked}]})
+    assert said in str(error.value)

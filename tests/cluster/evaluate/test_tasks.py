@@ -21,6 +21,10 @@ from model.generate.engine import Completion
 from model.objectives import logprobs
 
 
+def no_other(name: str) -> Any:
+    pytest.fail(f"{name} is loaded")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), max_seq_len=96)
@@ -36,7 +40,7 @@ def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     five, end = tokenizer.encode("5"), [tokenizer.end_id]
     asked: list[Decoding] = []
 
-    def generate(model: Any, prompts: Any, decoding: Decoding) -> list[Completion]:
+    def generate(model: Any, prompts: Any, decoding: Decoding, tools: Any) -> list[Completion]:
         asked.append(decoding)
         return [
             Completion([*five, *end], finish="stop"),
@@ -48,8 +52,8 @@ def test_an_answer_is_verified_up_to_its_end_and_one_without_an_end_is_not(
     monkeypatch.setattr("model.generate.by_kind.generate", generate)
     given = {"name": "t", "kind": "generate", "data": str(path)}
     plain, stopped = (TaskConfig.model_validate(given | more) for more in ({}, {"decoding": {"stops": ["\n\n"]}}))
-    assert score_answers(model, tokenizer, plain, EvaluateConfig()) == [1.0, 0.0, 0.0, 0.0]
-    assert score_answers(model, tokenizer, stopped, EvaluateConfig()) == [1.0, 0.0, 1.0, 0.0]
+    assert score_answers(model, tokenizer, plain, EvaluateConfig(), no_other) == [1.0, 0.0, 0.0, 0.0]
+    assert score_answers(model, tokenizer, stopped, EvaluateConfig(), no_other) == [1.0, 0.0, 1.0, 0.0]
     ends = (tokenizer.end_id, tokenizer.eos_id)
     assert asked == [Decoding(temperature=0.0, stops=ends)] * 2
 
@@ -107,3 +111,28 @@ def test_samples_are_the_prompts_then_the_questions_and_a_causal_model_ignores_u
     held = EvaluateConfig.model_validate(given | {"decoding": {"repetition_penalty": 5.0, "top_k": 2}})
     assert sample(SimpleNamespace(path=lambda: folder), held) != plain  # type: ignore[arg-type]
     assert sample(SimpleNamespace(path=lambda: folder), EvaluateConfig()) == []  # type: ignore[arg-type]
+
+
+def test_self_consistency_votes_with_the_answers_as_the_verifier_reads_them(folder: Path, tmp_path: Path) -> None:
+    """A model whose chains differ; the winner is counted anew from the chains that it hands back."""
+    from cluster.serve.stops import said
+    from cluster.verify.answers import answer_of
+    from model.generate import by_kind
+
+    model, tokenizer, path = load_model(folder), Tokenizer(folder), tmp_path / "items.jsonl"
+    item = {"prompt": "2 + 3 = ", "answer": "5", "verifier": "exact"}
+    path.write_text(f"{json.dumps(item)}\n" * 2, encoding="utf-8")
+    asked = {"kind": "self_consistency", "n": 6, "stops": ["e", "1"], "max_new_tokens": 30, "temperature": 1.5}
+    task = TaskConfig.model_validate({"name": "t", "kind": "generate", "data": str(path), "decoding": asked})
+    config, given = EvaluateConfig(), []
+    with pytest.MonkeyPatch.context() as patch:
+        real = by_kind.generate
+        patch.setattr(by_kind, "generate", lambda *a, **k: given.extend(real(*a, **k)) or given)
+        scores = score_answers(model, tokenizer, task, config, no_other)
+    decoding = config.answering(task)
+    for one, score in zip(given, scores, strict=True):
+        chains = [one, *one.others]
+        texts = [said(tokenizer, c.tokens, decoding, False)[0] for c in chains if c.finish == "stop"]
+        votes = [answer_of(text, "text") for text in texts if text.strip()]
+        assert votes and max(map(votes.count, votes)) == votes.count(answer_of(texts[0], "text"))
+        assert score == float(texts[0].strip() == "5")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_model import make_model
 
 from cluster.errors import UserError
@@ -39,6 +41,12 @@ def test_a_text_ends_before_the_stop_that_is_complete_first(
     text: str, stops: tuple[str, ...], left: str, found: bool
 ) -> None:
     assert cut(text, stops) == (left, found)
+
+
+def test_a_stop_that_is_complete_too_early_is_none() -> None:
+    for after, left in ((0, "a"), (1, "a"), (2, "abxxa"), (5, "abxxa"), (6, "abxxab")):
+        assert cut("abxxab", ("b",), after) == (left, left != "abxxab")
+    assert cut("abxx", ("abx",), 2) == ("", True), "its end counts"
 
 
 def test_what_may_begin_a_stop_is_held_back() -> None:
@@ -109,3 +117,51 @@ def test_the_module_imports_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], encoding="utf-8"
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["text", "messages"])
+def test_a_row_ends_at_a_stop_that_is_amid_tokens(generator: Generator, prompt: Any) -> None:
+    """The stop begins in one token and ends in another, and nothing is drawn after it."""
+    whole = generator.answers([prompt], seed=2)[0]
+    pieces = [generator.piece(token) for token in whole.completion.tokens]
+    clear = [bool(piece) and "\ufffd" not in piece for piece in pieces]
+    at = next(i for i in range(3, len(pieces)) if clear[i] and clear[i + 1])
+    stop = pieces[at][-1] + pieces[at + 1][0]
+    first = next(i for i in range(60) if stop in generator.tokenizer.decode(whole.completion.tokens[: i + 1]))
+    answer = generator.answers([prompt], seed=2, stops=(stop,))[0]
+    assert answer.completion.tokens == whole.completion.tokens[: first + 1] and answer.completion.finish == "stop"
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    long = generator.answers([prompt], seed=2, min_new_tokens=20)[0]
+    early = long.text[1:3]
+    later = generator.answers([prompt], seed=2, stops=(early,), min_new_tokens=20)[0]
+    assert later.completion.tokens[:20] == long.completion.tokens[:20] and later.text.startswith(long.text[:3])
+
+
+def test_an_answer_says_what_it_took(generator: Generator) -> None:
+    drawn = generator.answers(["The quick"], seed=2, max_new_tokens=9, top_logprobs=2)[0]
+    pieces = list(generator.stream("The quick", seed=2, max_new_tokens=9, top_logprobs=2))
+    streamed = generator.last
+    assert streamed and "".join(pieces) == streamed.text == drawn.text
+    for one in (drawn, streamed):
+        said = json.loads(json.dumps(one.report(generator.piece)))
+        assert len(said["tokens"]) == len(said["logprobs"]) == said["new_tokens"] == said["steps"] == 9
+        assert said["tokens"] == drawn.completion.tokens and said["text"] == drawn.text and said["finish"] == "length"
+        assert said["tokens_per_second"] > 0 and "others" not in said
+        assert [len(top) for top in said["top_logprobs"]] == [2] * 9
+        assert one.words().startswith("(9 tokens in 9 steps, ") and len(one.table(generator.piece)) == 9
+    whole = generator.model.logits(
+        generator.model(torch.tensor([[*generator.encode("The quick", 9), *said["tokens"]]]))[0]
+    )
+    best = whole[0, -10:-1].argmax(-1).tolist()
+    assert [top[0]["id"] for top in said["top_logprobs"]] == best
+
+
+@pytest.mark.parametrize("kind", ["best_of:n=3", "beam:n=3", "self_consistency:n=3"])
+def test_every_kind_is_reached_by_its_word(generator: Generator, kind: str) -> None:
+    for prompt in PROMPTS:
+        answer = generator.answers([prompt], TEXT, kind=kind, seed=1, max_new_tokens=12, stops=("e",))[0]
+        assert len(answer.others) == 2 and len(answer.report(generator.piece)["others"]) == 2
+        assert "the best of 3 answers" in answer.words() and "e" not in answer.text
+        assert answer.text == "".join(
+            generator.stream(prompt, TEXT, kind=kind, seed=1, max_new_tokens=12, stops=("e",))
+        )
