@@ -6,6 +6,8 @@
 So a thread looks at both processes, twice a second, or at the head's port of a cluster that was joined; once one has
 ended, it interrupts the main thread, whatever that waits for, and `during` raises RayLost there. A new Ray can then be
 started in the same process.
+
+A worker that dies is replaced by Ray without a word: `lost_workers` has its name.
 """
 
 from __future__ import annotations
@@ -196,6 +198,30 @@ class HeadWatch(Watch):
             f"The head of the Ray cluster at {host}:{port} {what} ({why}). Start it again, or take its address away to "
             "use this machine."
         )
+
+
+def lost_workers() -> dict[str, str]:
+    """The workers of this process's Ray job that were killed or crashed: Ray's id of each -> which, in words.
+
+    Asks Ray's head, in milliseconds. None are known where Ray is reached by `ray://`, from outside its cluster.
+    """
+    from ray._private.state import state
+    from ray.core.generated import common_pb2, gcs_pb2
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        return {}
+    import ray
+
+    job, found = ray.get_runtime_context().get_job_id(), {}
+    for row in state._connect_and_get_accessor().get_worker_table():
+        worker = gcs_pb2.WorkerTableData.FromString(row)
+        crashed = worker.exit_type in (common_pb2.SYSTEM_ERROR, common_pb2.NODE_OUT_OF_MEMORY)
+        if not worker.is_alive and worker.worker_type == common_pb2.WORKER and worker.job_id.hex() == job and crashed:
+            memory = worker.exit_type == common_pb2.NODE_OUT_OF_MEMORY
+            why = "Ray ended it, because memory ran out" if memory else "it was killed or crashed"
+            found[worker.worker_address.worker_id.hex()] = f"process {worker.pid}: {why}"
+    return found
 
 
 def _name_of(number: int) -> str:

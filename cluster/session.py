@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster import ray_local
 from cluster.errors import UserError
 from cluster.ray_address import check_address, parse_address
-from cluster.ray_watch import SYSTEM_CONFIG, HeadWatch, RayLost, Watch
+from cluster.ray_watch import SYSTEM_CONFIG, HeadWatch, RayLost, Watch, lost_workers
 
 # Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -35,6 +35,9 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+_log = logging.getLogger(__name__)
 
 
 class ClusterConfig(BaseModel):
@@ -79,6 +82,7 @@ class Session:
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
         self._watch: Watch | None = None
         self._losses, self._burial = 0, threading.Lock()
+        self._told: set[str] = set()  # Ray's ids of workers that `lost_workers` has given
 
     def start(self) -> None:
         """Begin to start Ray, unless it is up or under way; one that failed is tried again. Returns at once.
@@ -137,6 +141,17 @@ class Session:
             self._losses += 1
             self._bury(watch)
             raise
+
+    def lost_workers(self) -> list[str]:
+        """The workers that have died since this was asked last, in words; Ray has given their tasks to others."""
+        try:
+            found = lost_workers()
+        except Exception:  # a table of Ray's own, which nothing depends on
+            _log.warning("whether a worker of Ray was lost can't be known", exc_info=True)
+            return []
+        new = [words for worker, words in found.items() if worker not in self._told]
+        self._told |= set(found)
+        return new
 
     @property
     def _watches_own(self) -> bool:

@@ -359,6 +359,8 @@ def _make(
             raise Stopped(f"{step.name} stopped before it began.")
         with workspace.attempt, surroundings.session.during() if stage.uses_ray else contextlib.nullcontext():
             summary = stage.run(workspace)
+            if stage.uses_ray and (lost := surroundings.session.lost_workers()):
+                hooks.note(f"{step.name}: a Ray worker was lost ({'; '.join(lost)}). Its work was done again.")
         wall, devices = workspace.attempt.total()
         if not isinstance(summary, stage.summary):
             wanted = stage.summary.__name__

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.quantize.summary import QuantizeSummary
 from cluster.evaluate.tasks import score_task
+from cluster.quantize.summary import QuantizeSummary
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Surroundings, run_step
 from cluster.store.artifact import Artifacts

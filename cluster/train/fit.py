@@ -139,6 +139,7 @@ def fit(
                 elif isinstance(message, Started):
                     if lost:
                         ws.note(_loss(ws.step, lost, message.step))
+                        session.lost_workers()  # said
                         lost = None
                     _hold_lines(log, message.events, ws)
                     file.seek(0, 2)

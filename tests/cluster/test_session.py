@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_stage import Config, stage
 
+from cluster.data.streaming import gather
 from cluster.errors import UserError
 from cluster.session import ClusterConfig, Session
+from cluster.stage import Hooks, Step, Surroundings, Workspace, run_step
+from cluster.store.artifact import Artifacts
+from tests.given_summary import Given
 
 
 class Slow(Session):
@@ -110,3 +120,39 @@ def test_a_process_that_ends_without_a_close_is_not_held_by_the_thread_of_ray() 
         "Session().start()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_worker_that_died_is_said_once_and_one_that_was_ended_is_not(ray_local: Any, tmp_path: Path) -> None:
+    """Ray gives a task whose worker has gone to another one, and says nothing of it to a program."""
+
+    def work(folder: str, number: int) -> int:
+        first = Path(folder) / "first"
+        if number == 1 and not first.exists():
+            first.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def run(ws: Workspace) -> Given:
+        @ray_local.remote(num_cpus=0)
+        class Ended:
+            def here(self) -> bool:
+                return True
+
+        ended = Ended.remote()
+        assert ray_local.get(ended.here.remote())
+        ray_local.kill(ended)
+        return Given({"sum": sum(value for _, value in gather((work, (str(tmp_path), n)) for n in range(3)))})
+
+    def notes(text: str) -> list[str]:
+        step = Step("count", stage(run, name="count", uses_ray=True), Config(text=text), {})
+        run_step(step, Artifacts(tmp_path / "store"), Surroundings(session, hooks=Hooks(note=said.append)))
+        return said
+
+    said: list[str] = []
+    session = Session()
+    (line,) = notes("a")
+    assert re.fullmatch(
+        r"count: a Ray worker was lost \(process \d+: it was killed or crashed\)\. Its work was done again\.", line
+    )
+    assert notes("b") == [line]
+    session.close()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 HERE = Path(__file__).parent
@@ -35,11 +36,23 @@ def lines(store: Path, kind: str, end: signal.Signals | None) -> tuple[int, str]
         return line.wait(60), line.communicate(timeout=60)[0]
 
 
-def test_a_killed_run_says_so_with_the_command_to_go_on(tmp_path: Path) -> None:
-    code, output = lines(tmp_path / "store", "polite", signal.SIGKILL)
+def lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_killed_run_says_so_with_the_command_to_go_on_and_ends_what_it_had_started(tmp_path: Path) -> None:
+    code, output = lines(tmp_path / "store", "parent", signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert "process has ended without a word: it was killed" in output
     assert output.count("the same command resumes:") == 1 and "run slow" in output.splitlines()[-1]
+    child = int((tmp_path / "store" / "child").read_text(encoding="utf-8"))
+    deadline = time.monotonic() + 60
+    while lives(child):
+        assert time.monotonic() < deadline, "what the run has started lives on"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("kind", "end", "code"), [("polite", signal.SIGINT, 130), ("brief", None, 0)])
