@@ -29,7 +29,7 @@ def test_it_becomes_a_champion_that_answers(tmp_path: Path, prefect_home: Path) 
     few = {
         "cluster.workers": 0, "train.steps": 20, "instruct.train.steps": 3, "rlhf.train.steps": 1,
         "rlhf.train.batch_size": 4, "rlhf.group_size": 2, "rlhf.heldout_items": 2, "rlhf.max_new_tokens": 6,
-        "evaluate.validation_mb": 0.005, "evaluate.sample_tokens": 4, "evaluate.tasks.0.max_new_tokens": 6,
+        "evaluate.validation_mb": 0.01, "evaluate.sample_tokens": 4, "evaluate.tasks.0.max_new_tokens": 6,
         "evaluate.tasks.0.data": "generated://arithmetic?n=2&digits=1",
         "evaluate.tasks.1.data": "generated://arithmetic?n=2&digits=1",
     }  # fmt: skip

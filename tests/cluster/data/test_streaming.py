@@ -29,6 +29,8 @@ def tasks():
                 fresh.write_text(str(number), encoding="utf-8")
                 fresh.replace(part["beat"])
             if part.get("fail") == number:
+                while not Path(part["may_fail"]).exists():
+                    time.sleep(0.01)
                 raise ValueError("what the reader says\nin two lines")
             if part.get("die") == number and not Path(part["grave"]).exists():
                 Path(part["grave"]).write_text("", encoding="utf-8")
@@ -164,11 +166,15 @@ def test_what_a_person_gave_is_said_in_its_own_words_and_all_else_keeps_its_trac
     assert "in wrong" in trace and "retried_map_errors" not in trace and "SystemException" not in trace
 
 
-def test_a_unit_that_fails_leaves_those_before_it(ray_local):
-    found = []
+def test_a_unit_that_fails_leaves_those_before_it(ray_local, tmp_path):
+    """It fails once what is before it has been read: a failure is raised as soon as it is known."""
+    found, go = [], tmp_path / "go"
+    parts = [{"part": i, "count": 3, "fail": 1 if i == 1 else None, "may_fail": str(go)} for i in range(3)]
     with pytest.raises(ValueError, match="in two lines"):
-        for table in stream(read, [{"part": i, "count": 3, "fail": 1 if i == 1 else None} for i in range(3)]):
+        for table in stream(read, parts):
             found += places([table])
+            if len(found) == 3:
+                go.touch()
     assert found[:3] == [(0, 0), (0, 1), (0, 2)] and (1, 1) not in found
 
 
