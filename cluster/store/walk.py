@@ -88,7 +88,6 @@ def walk(folder: str, enter: Callable[[str], bool] = lambda name: True) -> Walk:
         for entry in inside:
             name = f"{at}/{entry.name}" if at else entry.name
             _take(entry, name, found, todo, links, enter)
-    found.files.sort()
     return found
 
 

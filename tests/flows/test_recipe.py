@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.recipe_errors import RecipeError, show_value
 from flows.recipe_toml import SHIPPED, find_recipe, parse_value, read_layers
-from flows.recipe_validate import sentence, validate
+from flows.recipe_validate import sentence, unknown_key, validate
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,14 @@ def test_a_value_that_is_long_or_a_table_is_shown_shortened() -> None:
     assert show_value("x" * 118) == f'"{"x" * 118}"'
     shown = show_value("x" * 119)
     assert len(shown) == 120 and shown == f'"{"x" * 116}...'
+
+
+class Placed(Strict):
+    place: str | tuple[Source, ...] | None = None
+
+
+def test_keys_of_a_table_that_may_be_a_text_instead_are_known() -> None:
+    assert "Did you mean path?" in unknown_key(Placed, ("place", 0, "paht"), "place")
 
 
 def test_what_has_no_words_of_its_own_is_told_in_pydantic_s() -> None:

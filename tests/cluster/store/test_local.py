@@ -77,6 +77,7 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_c
 
     monkeypatch.setattr(Path, "rename", across)
     assert store.commit(folder, "model/other", lambda prefix: b"{}")
+    assert not folder.exists()
     at = done.index(("named", "other"))
     assert done[at - 3 : at] == [("synced", "a"), ("synced", "b"), ("synced", MANIFEST)], "the copies, once more"
 
