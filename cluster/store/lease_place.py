@@ -29,7 +29,14 @@ from cluster.store.s3 import S3Store
 GUARD_SECONDS = 10.0  # that another process may take for a look and a rename
 
 
-Moment = Annotated[str, AfterValidator(lambda text: text and datetime.fromisoformat(text).isoformat())]
+def _moment(text: str) -> str:
+    moment = datetime.fromisoformat(text) if text else None
+    if moment and not 1970 <= moment.year < 9000:  # outside of which not every zone has a time
+        raise ValueError("it is of no run's time")
+    return moment.isoformat() if moment else ""
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Owner(BaseModel):
