@@ -22,7 +22,7 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from cluster.store.base import WORK, NotFound, Store, StoreError
-from cluster.store.local import TEMPORARY
+from cluster.store.local import TEMPORARY, opened
 from cluster.store.manifest import Name
 from cluster.store.s3 import S3Store
 
@@ -119,7 +119,7 @@ class _InFolder:
 
     def look(self) -> Seen | None:
         try:
-            with self.path.open("rb") as file:  # opening asks a network file system for the newest state
+            with opened(self.path) as file:  # opening asks a network file system for the newest state
                 owner = _parse(file.read())
                 beat = os.fstat(file.fileno()).st_mtime_ns
                 return Seen(owner, str(beat), owner.machine == _machine() and _unlocked(file.fileno()))
