@@ -260,14 +260,19 @@ def find(step: Step, artifacts: Artifacts) -> Artifact | None:
 def _whole(step: Step, artifacts: Artifacts) -> Artifact | None:
     """The step's artifact; one whose summary isn't this stage's is damaged, and set aside as what is torn is."""
     found = artifacts.find(step.stage.kind, fingerprint(step))
-    if found:
-        try:
-            step.stage.summary.read(found.summary)
-        except WRONG as error:
-            reason = f"its summary can't be read: {in_short(error)}"
-            artifacts.set_aside(found.kind, found.fingerprint, reason)
-            return None
+    if found and (problem := unread(step, found.manifest)):
+        artifacts.set_aside(found.kind, found.fingerprint, problem)
+        return None
     return found
+
+
+def unread(step: Step, manifest: Manifest) -> str:
+    """Why the summary in an artifact's manifest is none of this stage's; "" where it is one."""
+    try:
+        step.stage.summary.read(manifest.summary)
+    except WRONG as error:
+        return f"its summary can't be read: {in_short(error)}"
+    return ""
 
 
 def _holds(step: Step, found: Artifact) -> bool:

@@ -40,7 +40,7 @@ class Planned:
 
 def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
     """Each step's state, by manifests and sizes; nothing is set aside, as a run would do."""
-    from cluster.stage import explain, fingerprint, previous
+    from cluster.stage import explain, fingerprint, previous, unread
     from cluster.store.folder import missing
     from cluster.train.precision import made_in
 
@@ -49,12 +49,12 @@ def look(steps: Sequence[Step], artifacts: Artifacts) -> list[Planned]:
         manifest = artifacts.manifest(step.stage.kind, fingerprint(step))
         before: Manifest | None = None
         if manifest is not None:
-            problem = missing(artifacts.store, manifest.prefix, manifest.files)
-            if problem is None and holds(step, manifest, artifacts):
+            problem = missing(artifacts.store, manifest.prefix, manifest.files) or unread(step, manifest)
+            if not problem and holds(step, manifest, artifacts):
                 dtype = made_in(manifest.config, manifest.summary)
                 planned.append(Planned(step.name, True, [], manifest.wall_seconds, manifest.size, made_in=dtype))
                 continue
-            reasons = [f"damaged: {problem}" if problem else "its effect is no longer there"]
+            reasons = [f"{manifest.key} is damaged: {problem}" if problem else "its effect is no longer there"]
             before = manifest
         else:
             before = previous(step, artifacts)

@@ -181,7 +181,7 @@ class Run:
         self.unshown = self.watcher.unshown
 
     def _finish_tracking(self) -> None:
-        if not self.tracker.finish(self.status):  # type: ignore[arg-type]
+        if not self.tracker.finish(self.status, stopping=self.stop):  # type: ignore[arg-type]
             self.undelivered = self.tracker.undelivered()
 
     # -- one step ------------------------------------------------------------------------------------------

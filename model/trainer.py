@@ -25,6 +25,8 @@ from model import checkpoint
 from model.balance import Balances
 from model.count import StepFlops
 from model.decoder import Decoder
+from model.errors import UserError
+from model.files import named, read_json
 from model.objective import objective_class
 from model.objectives.next_token import Batch
 from model.optim.groups import load_optimizers, make_optimizers, save_optimizers
@@ -90,8 +92,17 @@ class TrainResult:
 
 
 def read_state(folder: Path | str) -> TrainerState:
-    """Where a checkpoint's run was."""
-    return TrainerState(**json.loads((Path(folder) / STATE).read_text(encoding="utf-8")))
+    """Where a checkpoint's run was. Raises UserError for what is no such state."""
+    path = Path(folder) / STATE
+    with named(path):
+        values = read_json(path)
+        state = TrainerState(**values)
+        for name in ("step", "tokens", "skipped"):
+            if type(values.get(name)) is not int or values[name] < 0:
+                raise UserError(f"{path} has no count {name!r}: it is no state of a training.")
+        if not isinstance(state.extra, dict):
+            raise UserError(f"{path} has an 'extra' that is no object.")
+    return state
 
 
 def train(

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import shutil
+import stat
 import threading
 import uuid
 from collections.abc import Mapping
@@ -130,13 +131,15 @@ def _fill(store: Store, prefix: str, files: Mapping[str, FileEntry], folder: Pat
 def _damage(folder: Path, files: Mapping[str, FileEntry], checksums: bool) -> str | None:
     for name, entry in files.items():
         try:
-            size = inside(folder, name).stat().st_size
+            info = inside(folder, name).stat()
         except OSError:
-            return f"{name} is missing"
+            info = None
         except Outside as error:
             return str(error)
-        if size != entry.size:
-            return f"{name} has {size} bytes, not {entry.size}"
+        if info is None or not stat.S_ISREG(info.st_mode):
+            return f"{name} is missing"
+        if info.st_size != entry.size:
+            return f"{name} has {info.st_size} bytes, not {entry.size}"
     if checksums:
         for name, digest in zip(files, sha256_files(inside(folder, n) for n in files), strict=True):
             if digest != files[name].sha256:

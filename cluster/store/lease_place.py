@@ -22,14 +22,21 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from cluster.store.base import WORK, NotFound, Store, StoreError
-from cluster.store.local import TEMPORARY
+from cluster.store.local import TEMPORARY, opened
 from cluster.store.manifest import Name
 from cluster.store.s3 import S3Store
 
 GUARD_SECONDS = 10.0  # that another process may take for a look and a rename
 
 
-Moment = Annotated[str, AfterValidator(lambda text: text and datetime.fromisoformat(text).isoformat())]
+def _moment(text: str) -> str:
+    moment = datetime.fromisoformat(text) if text else None
+    if moment and not 1970 <= moment.year < 9000:  # outside of which not every zone has a time
+        raise ValueError("it is of no run's time")
+    return moment.isoformat() if moment else ""
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Owner(BaseModel):
@@ -112,7 +119,7 @@ class _InFolder:
 
     def look(self) -> Seen | None:
         try:
-            with self.path.open("rb") as file:  # opening asks a network file system for the newest state
+            with opened(self.path) as file:  # opening asks a network file system for the newest state
                 owner = _parse(file.read())
                 beat = os.fstat(file.fileno()).st_mtime_ns
                 return Seen(owner, str(beat), owner.machine == _machine() and _unlocked(file.fileno()))

@@ -10,9 +10,11 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cluster.store.base import MANIFEST, Entry, NotFound, check_key, files_in, join
 
@@ -51,7 +53,9 @@ class LocalStore:
                     continue
                 path = Path(base, name)
                 with contextlib.suppress(FileNotFoundError):  # deleted since the walk saw it
-                    found.append(_entry(path.relative_to(self.root).as_posix(), path.stat()))
+                    info = path.stat()
+                    if stat.S_ISREG(info.st_mode):
+                        found.append(_entry(path.relative_to(self.root).as_posix(), info))
         yield from sorted(found, key=lambda e: e.key)
 
     def folders(self, prefix: str = "") -> Iterator[str]:
@@ -68,7 +72,8 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         try:
-            return self._path(key).read_bytes()
+            with opened(self._path(key)) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"{self.url} has no {key}") from None
 
@@ -164,6 +169,27 @@ class LocalStore:
 
     def folder(self, key: str) -> Path | None:
         return self._path(key)
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, open for reading.
+
+    Raises:
+        FileNotFoundError: none is there, but perhaps a pipe or the like, at which a reader would wait for ever.
+        IsADirectoryError: a folder is there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise FileNotFoundError(errno.ENOENT, "no file", str(path)) from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    kind, number = (IsADirectoryError, errno.EISDIR) if stat.S_ISDIR(mode) else (FileNotFoundError, errno.ENOENT)
+    raise kind(number, "no file", str(path))
 
 
 def _entry(key: str, stat: os.stat_result) -> Entry:

@@ -21,7 +21,7 @@ import secrets
 import textwrap
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +36,7 @@ from cluster.tracking.outbox import TAG, Delivery
 from cluster.tracking.place import Place, checked_experiment, locate
 from cluster.tracking.sender import POLL_SECONDS, Task, claim, left_behind, remove
 
+STOPPED_SECONDS = 3.0  # that a run which is asked to stop waits for MLflow; what it has not got is kept
 GIVE_UP_SECONDS = 8.0  # at the end of a line, for an MLflow that answers with nothing but failures
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Experiment = Annotated[str, AfterValidator(checked_experiment)]
@@ -215,10 +216,12 @@ class Tracker:
             run.follow(events_path)
         return run
 
-    def finish(self, status: Status = "FINISHED", timeout: float = 30.0) -> bool:
+    def finish(
+        self, status: Status = "FINISHED", timeout: float = 30.0, stopping: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Close what is open and wait, for `timeout` seconds at most, until all is delivered.
 
-        An MLflow that only fails is given up after `GIVE_UP_SECONDS`.
+        An MLflow that only fails is given up after `GIVE_UP_SECONDS`, and any `STOPPED_SECONDS` after `stopping` is.
 
         Returns:
             Whether it is. If not, it stays in `folder`, and the next run of the line delivers it.
@@ -232,11 +235,14 @@ class Tracker:
         end = time.monotonic() + timeout
         failing = math.inf  # since when
         while self._thread.is_alive() and (now := time.monotonic()) < end:
-            failing = min(failing, now) if self.problem else math.inf
-            if now - failing > GIVE_UP_SECONDS or self._delivered.wait(min(0.2, end - now)):
+            if stopping():
+                end = min(end, now + STOPPED_SECONDS)
+                stopping = lambda: False  # noqa: E731 (once is enough)
+            failing = min(failing, now) if self.problem and not self._delivered.is_set() else math.inf
+            if now - failing > GIVE_UP_SECONDS:
                 break
-        if self._thread.is_alive() and self._delivered.is_set():
-            self._thread.join(max(0.0, end - time.monotonic()))  # what earlier runs had left
+            if self._delivered.wait(min(0.2, end - now)):
+                self._thread.join(min(0.2, end - now))  # what earlier runs had left
         if self.delivery is None:
             return True
         if not self._delivered.is_set():

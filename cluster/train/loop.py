@@ -148,7 +148,7 @@ def figures(worker: Worker) -> dict[str, float | None]:
     settled = points[len(points) // 5 :]
 
     def median(name: str) -> float | None:
-        values = sorted(point[name] for point in settled)
+        values = sorted(point[name] for point in settled if name in point)
         return values[len(values) // 2] if values else None
 
     return {

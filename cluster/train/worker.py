@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.train.failure import Failure
+from model.files import named
 
 POLL_SECONDS = 0.5
 EVENTS = "events.jsonl"
@@ -222,4 +223,12 @@ class Worker:
 
 
 def read_events(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The curve that a checkpoint has. Raises UserError for what is none."""
+    with named(path):
+        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for event in events:
+            if event["type"] == "metrics" and not (
+                type(event["step"]) is int and all(isinstance(value, float | int) for value in event["values"].values())
+            ):
+                raise ValueError("a point of its curve is none")
+    return events

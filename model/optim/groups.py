@@ -7,13 +7,14 @@ Weight decay is for matrices and an untied head; embeddings, norms, biases and o
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import mup
 from model.decoder import Decoder
+from model.errors import UserError
+from model.files import named
 from model.optim.muon import Muon
-from model.tensors import save_tensors
+from model.tensors import load_tensors, save_tensors
 from model.train_config import TrainConfig
 
 DECAYED = ("matrix", "router", "head")
@@ -62,13 +63,16 @@ def save_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, pat
 
 
 def load_optimizers(optimizers: list[torch.optim.Optimizer], model: Decoder, path: Path) -> None:
-    """Put back what `save_optimizers` wrote, by the parameters' names."""
+    """Put back what `save_optimizers` wrote, by the parameters' names. Raises UserError for what is another's."""
     saved: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
-        name, entry = key.rsplit(":", 1)
-        saved.setdefault(name, {})[entry] = value
     parameters = dict(model.named_parameters())
     mine = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    with named(path):
+        for key, value in load_tensors(path).items():
+            name, entry = key.rsplit(":", 1)
+            if parameters[name] not in mine or value.numel() not in (1, parameters[name].numel()):
+                raise UserError(f"{path}: {key} is no state of {name}, as it is trained here.")
+            saved.setdefault(name, {})[entry] = value
     for name, values in saved.items():
         parameter = parameters[name]
         mine[parameter].state[parameter] = {entry: value.to(parameter.device) for entry, value in values.items()}

@@ -58,7 +58,7 @@ class FakeTracker:
     def url(self, run: Any) -> str:
         return f"http://127.0.0.1/#/runs/{run}"
 
-    def finish(self, status: str = "FINISHED") -> bool:
+    def finish(self, status: str = "FINISHED", **_: Any) -> bool:
         self.status = status
         return True
 

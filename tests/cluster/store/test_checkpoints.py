@@ -1,9 +1,11 @@
 """Checkpoints of a run under way: the newest whole one is found, whatever happened to the last."""
 
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -54,6 +56,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store_url, tmp_path, d
     fresh.save(2, checkpoint(tmp_path, "two again"))
     found = fresh.latest()
     assert found is not None and found[0] == 2 and contents(found[1])["model"] == "two again"
+
+
+@pytest.mark.parametrize("name", ["model", "empty", MANIFEST])
+def test_nobody_waits_at_a_pipe_where_a_file_should_be(tmp_path, name):
+    checkpoints = Artifacts(tmp_path / "store").checkpoints(FP)
+    for step in (1, 2):
+        checkpoints.save(step, build(tmp_path, {"model": f"{step}", "empty": ""}))
+    path = tmp_path / "store" / checkpoints.key / f"step-{2:012d}" / name
+    path.unlink()
+    os.mkfifo(path)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(checkpoints.latest()), daemon=True)
+    reader.start()
+    reader.join(60)
+    assert found and found[0][0] == 1
 
 
 def test_what_is_no_checkpoint_is_passed_over(store_url, tmp_path):

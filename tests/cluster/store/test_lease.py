@@ -317,9 +317,20 @@ def test_a_lease_is_given_back_when_the_work_fails(store_url):
     assert list(store.list()) == []
 
 
-def test_an_unreadable_lease_is_taken_over(store_url, quick):
+@pytest.mark.parametrize(
+    "lease",
+    [
+        b'{"nonce": 3',
+        b"[]",
+        b'{"nonce": "../x"}',
+        b'{"since": "0001-01-01T00:00:00+23:00"}',
+        b'{"since": "9999-12-31"}',
+    ],
+)
+def test_an_unreadable_lease_is_taken_over(store_url, quick, lease):
     store = open_store(store_url)
-    store.write(KEY, b'{"nonce": 3')
+    store.write(KEY, lease)
+    assert "on an unknown host" in str(place_of(store, FP).look().owner)  # as those who wait for it are told
     with hold(store) as held:
         assert holds(store, FP, held.nonce)
 

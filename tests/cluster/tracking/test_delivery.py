@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +130,18 @@ def test_a_killed_process_loses_no_point_and_its_runs_are_marked_killed(place, t
     expected = [(s, float(s), 1_700_000_000_000 + s) for s in range(300)]
     assert curve(place, found["pretrain"].info.run_id, "loss") == expected
     assert not [p for p in place.state.iterdir() if p.is_dir()]
+
+
+def test_a_stop_waits_no_longer_for_a_server_that_hangs(place):
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as hangs:  # it takes connections, and answers nothing
+        track = Tracker(Place(f"http://127.0.0.1:{hangs.getsockname()[1]}", None, place.state), "line", None)
+        track.start_line("demo", {"lr": 1}, "text")
+        asked = threading.Timer(1.0, track.folder.joinpath("stop").touch)  # while it waits already
+        asked.start()
+        begun = time.monotonic()
+        assert not track.finish("KILLED", timeout=600, stopping=track.folder.joinpath("stop").exists)
+        assert time.monotonic() - begun < 60
+        assert "1 run of this line whole" in track.undelivered()
 
 
 def test_a_server_that_is_away_delays_nothing_and_the_next_run_delivers(place, tmp_path, monkeypatch):
