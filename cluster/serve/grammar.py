@@ -62,9 +62,9 @@ class LlguidanceMatcher:
 class _Pieces:
     """A tokenizer as the library reads it."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, end: int):
         pieces = tokenizer.pieces()
-        self.eos_token_id, self.bos_token_id = tokenizer.stop_ids[0], None
+        self.eos_token_id, self.bos_token_id = end, None
         # What writes nothing has a name that no text has, by which the library knows a special token.
         self.tokens = [f"\xff<{i}>".encode("latin-1") if piece is None else piece for i, piece in enumerate(pieces)]
         self.special_token_ids = [i for i, piece in enumerate(pieces) if not piece]
@@ -85,6 +85,9 @@ def _library(name: str) -> Any:
 
 def _known(library: Any, tokenizer: Tokenizer) -> Any:
     if tokenizer not in _tokenizers:
-        wrapped = library.TokenizerWrapper(_Pieces(tokenizer))
-        _tokenizers[tokenizer] = library.LLTokenizer(wrapped, tokenizer.vocab_size, [*tokenizer.stop_ids])
+        ends = [i for i in tokenizer.stop_ids if i >= 0]
+        if not ends:
+            raise UserError("The tokenizer has no token that ends a text, which a constrained one must be able to.")
+        wrapped = library.TokenizerWrapper(_Pieces(tokenizer, ends[0]))
+        _tokenizers[tokenizer] = library.LLTokenizer(wrapped, tokenizer.vocab_size, ends)
     return _tokenizers[tokenizer]

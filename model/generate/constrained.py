@@ -1,4 +1,4 @@
-"""Output that must be of a grammar: a matcher says before each token which ones may come, the others get no probability.
+"""Output that must be of a grammar: a matcher says before each token which ones may come; no other does.
 
     logits ─▶ tokens that the matcher lets come ─▶ distribution ─▶ a token ─▶ the matcher moves on
 
@@ -61,7 +61,8 @@ class Together:
         return torch.stack(masks).all(0) if masks else None
 
     def take(self, token: int) -> bool:
-        return any([watcher.take(token) for watcher in self.watchers])
+        ended = [watcher.take(token) for watcher in self.watchers]  # all hear of it
+        return any(ended)
 
     def fork(self) -> "Together":
         return Together([watcher.fork() for watcher in self.watchers])

@@ -123,9 +123,9 @@ def _check_schema(text: str) -> None:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"json_schema is no JSON: {error}. Give a schema such as {{\"type\": \"object\"}}.") from None
+        raise UserError(f'json_schema is no JSON: {error}. Give a schema such as {{"type": "object"}}.') from None
     if not isinstance(schema, dict):
-        raise UserError(f"json_schema = {text[:80]} must be a JSON object, such as {{\"type\": \"object\"}}.")
+        raise UserError(f'json_schema = {text[:80]} must be a JSON object, such as {{"type": "object"}}.')
 
 
 def _bias(word: str) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """The bytes that each token stands for, for what has to know which text a token would write (a grammar's mask).
 
-    sentencepiece   "▁the" -> b" the"      "<0x0A>" -> b"\\n"      <s> -> None, as every token that writes nothing
-    byte-level      "Ġthe" -> b" the"      each character stands for a byte (Radford et al. 2019, GPT-2's table)
+sentencepiece   "▁the" -> b" the"      "<0x0A>" -> b"\\n"      <s> -> None, as every token that writes nothing
+byte-level      "Ġthe" -> b" the"      each character stands for a byte (Radford et al. 2019, GPT-2's table)
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import re
 from functools import cache
 from typing import Any
+
+from cluster.errors import UserError
 
 SPACE_MARK = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -28,8 +30,11 @@ def spaced_bytes(piece: str) -> bytes:
 
 
 def tokenizers_bytes(tokenizer: Any) -> dict[int, bytes | None]:
-    """Of each token of a `tokenizers.Tokenizer`."""
-    level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+    """Of each token of a `tokenizers.Tokenizer`. UserError for one whose tokens are joined by other rules."""
+    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+    level = "ByteLevel" in decoder
+    if not level and not any(name in decoder for name in ("Metaspace", "ByteFallback", SPACE_MARK, "u2581")):
+        raise UserError("This tokenizer's tokens (WordPiece, or with marks at words' ends) have no bytes of their own.")
     found: dict[int, bytes | None] = {}
     for piece, i in tokenizer.get_vocab(with_added_tokens=False).items():
         known = level and all(char in byte_of_character() for char in piece)
