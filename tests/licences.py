@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 HEAD = """# Licences of what is installed
 
 Made by `make licences` from the metadata of what `constraints.txt` pins; a test says when it is out of date.
-"run" is what `pip install tokenmill` brings, "extra" what `tokenmill[hf]` and `tokenmill[gguf]` add, "dev" the rest.
+"run" is what `pip install tokenmill` brings, "extra" what its extras (hf, gguf, constrained) add, "dev" the rest.
 A licence is given in the package's own words (SPDX where it has them); "?" means that its metadata say nothing.
 """
 TEXTS = {
@@ -30,7 +30,7 @@ def page(constraints: str | None = None) -> str:
     text = constraints or (ROOT / "constraints.txt").read_text(encoding="utf-8")
     names = sorted({plain(line.partition("==")[0]) for line in text.splitlines() if line and not line.startswith("#")})
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [one for extra in ("hf", "gguf") for one in project["optional-dependencies"][extra]]
+    extras = [one for extra in ("hf", "gguf", "constrained") for one in project["optional-dependencies"][extra]]
     run, more = closure(project["dependencies"]), closure(extras)
     lines = [HEAD.rstrip(), "", "| package | licence | for |", "|---|---|---|"]
     for name in names:

@@ -104,7 +104,7 @@ def score_answers(
     items = read_items(task, tokenizer, decoder.config.max_seq_len)
     prompts = [prompt_ids(tokenizer, item) for item in items]
     decoding, ends = config.answering(task), (tokenizer.end_id, tokenizer.eos_id)
-    surroundings = tools(tokenizer, decoding, load, items)
+    surroundings = tools(tokenizer, decoding, decoder, load, items)
     completions = generate(decoder, prompts, decoding.ended_by(ends), tools=surroundings)
     rewards = []
     for item, completion in zip(items, completions, strict=True):

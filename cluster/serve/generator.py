@@ -126,7 +126,7 @@ class Generator:
         return decoding.ended_by(self.tokenizer.stop_ids)
 
     def _tools(self, decoding: Decoding) -> Tools:
-        return tools(self.tokenizer, decoding, self._load)
+        return tools(self.tokenizer, decoding, self.model, self._load)
 
     def piece(self, token: int) -> str:
         """What a token says by itself."""

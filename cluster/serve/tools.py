@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from cluster.registry.find import model_folder
+from cluster.serve.grammar import matcher
 from cluster.serve.stops import StopWatch, said
 from cluster.tracking.place import Place
 from cluster.verify.answers import answer_of
+from model.generate.decoding import CONSTRAINTS, Decoding
 
 if TYPE_CHECKING:
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.decoder import Decoder
-    from model.generate.decoding import Decoding
     from model.generate.engine import Completion
+    from model.generate.history import Watch, Watcher
     from model.generate.method import Tools
+
+TOKENIZER = "tokenizer.model"
 
 
 def tools(
     tokenizer: Tokenizer,
     decoding: Decoding,
+    model: Decoder,
     load: Callable[[str], Decoder],
     tasks: Sequence[Mapping[str, Any]] | None = None,
 ) -> Tools:
@@ -36,10 +41,25 @@ def tools(
         text, _ = said(tokenizer, tokens, decoding, continues=False)
         return answer_of(text, kind, None if tasks is None else tasks[row])
 
-    def watch() -> StopWatch:
-        return StopWatch(decoding, tokenizer.decode)
+    return Tools(load=load, answer=answer, watch=_watch(tokenizer, decoding, model))
 
-    return Tools(load=load, answer=answer, watch=watch if decoding.stop_texts else None)
+
+def _watch(tokenizer: Tokenizer, decoding: Decoding, model: Decoder) -> Watch | None:
+    """What ends a row at a text, and what holds it to a grammar."""
+    from model.generate.constrained import Constrained, Together
+
+    made = matcher(tokenizer, decoding)
+    if made is not None and not model.config.causal:
+        name = next(name for name in CONSTRAINTS if getattr(decoding, name))
+        raise UserError(f"{name}: a diffusion model doesn't write from left to right, as a grammar is followed")
+    if made is None and not decoding.stop_texts:
+        return None
+
+    def watch() -> Watcher:
+        stops = [StopWatch(decoding, tokenizer.decode)] if decoding.stop_texts else []
+        return Together([*([Constrained(made(), model.config.vocab_size)] if made else []), *stops])
+
+    return watch
 
 
 def load_beside(name: str, folder: Path, device: str, place: Place | None = None) -> Decoder:
@@ -47,6 +67,6 @@ def load_beside(name: str, folder: Path, device: str, place: Place | None = None
     from model.checkpoint import load_model
 
     found = model_folder(name, place)
-    if any((found / file).read_bytes() != (folder / file).read_bytes() for file in ("tokenizer.model",)):
+    if (found / TOKENIZER).read_bytes() != (folder / TOKENIZER).read_bytes():
         raise UserError(f"{name} has another tokenizer than {folder}: both models must have read the same tokens.")
     return load_model(found, device)

@@ -19,7 +19,7 @@ from model.decoder import Decoder
 from model.generate.batches import check_prompts
 from model.generate.best_of import ranked
 from model.generate.decoding import Decoding
-from model.generate.engine import Completion, Token
+from model.generate.engine import Completion, Finish, Token
 from model.generate.history import History
 from model.generate.method import Method, Prompts, Tools, only_causal
 from model.generate.option import option
@@ -109,11 +109,12 @@ class _Step:
         both = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [(at // V, at % V, total) for at, total in both if total > float("-inf")]
 
-    def extended(self, beginning: Completion, row: int, token: int, finish: str = "length") -> Completion:
+    def extended(self, beginning: Completion, row: int, token: int, finish: Finish = "length") -> Completion:
         """A copy of a beginning with one more token."""
         own_V = self.logits_BV[row].log_softmax(-1)
-        copy = Completion(*(list(x) for x in (beginning.tokens, beginning.logprobs, beginning.sampled_logprobs)))
-        copy.top, copy.finish = list(beginning.top), finish  # type: ignore[assignment]
+        copy = Completion(finish=finish)
+        for earlier in beginning:
+            copy.add(earlier)
         top = [*likeliest(own_V[None], self.decoding.top_logprobs), []][0]
         copy.add(Token(token, float(own_V[token]), float(self.shaped_BV[row, token]), top))
         return copy

@@ -7,6 +7,7 @@ of the registered model and a key of an evaluation's recipe. No torch, so that t
                                                                       GREEDY       the likeliest token each time
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,8 @@ from model.generate import kinds
 from model.generate.option import check_options, option
 from model.generate.schedule import CONSTANT, check_schedule
 from model.generate.unmasking import Unmasking
+
+CONSTRAINTS = ("json_schema", "regex", "grammar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class Decoding(Unmasking):
     frequency_penalty: float = option(0.0, "Take this from a token's logit each time that the answer has it.")
     logit_bias: tuple[str, ...] = option((), "ID=NUMBER adds to a token's logit; -inf forbids it.")
     top_logprobs: int = option(0, "Show so many of the likeliest tokens beside each one.", ge=0)
+    json_schema: str = option("", "A JSON schema that the answer must be of, as JSON.")
+    regex: str = option("", "A regular expression that the answer must match.")
+    grammar: str = option("", "A grammar, in Lark's notation, that the answer must be of.")
     seed: int = option(0, "The same seed gives the same text.")
     stops: tuple[str | int, ...] = option((), "A text that ends the answer, and isn't in it.")
 
@@ -58,6 +64,11 @@ class Decoding(Unmasking):
                 f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = {self.max_new_tokens}"
             )
         _ = self.biases
+        constraints = [name for name in CONSTRAINTS if getattr(self, name)]
+        if len(constraints) > 1:
+            raise UserError(f"{' and '.join(constraints)}: an answer can be of one of them; give one")
+        if self.json_schema:
+            _check_schema(self.json_schema)
         if self.method and self.method.draws and self.greedy:
             raise UserError(f"{self.kind} draws several answers, which temperature = 0 would make the same one")
 
@@ -106,6 +117,15 @@ class Decoding(Unmasking):
         """These options with those in `given` that aren't None, each made its field's type; unknown names are left."""
         found = {f.name: given[f.name] for f in OPTIONS if given.get(f.name) is not None}
         return replace(self, **{name: _typed(name, value) for name, value in found.items()})
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'json_schema is no JSON: {error}. Give a schema such as {{"type": "object"}}.') from None
+    if not isinstance(schema, dict):
+        raise UserError(f'json_schema = {text[:80]} must be a JSON object, such as {{"type": "object"}}.')
 
 
 def _bias(word: str) -> tuple[int, float]:

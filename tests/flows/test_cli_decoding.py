@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {  # a value of each option that none has by default
     "max_new_tokens": 7, "temperature": 0.25, "top_k": 3, "top_p": 0.5, "min_p": 0.125, "repetition_penalty": 1.5,
     "kind": "best_of:n=2", "min_new_tokens": 2, "temperature_schedule": "linear:to=0.5", "typical_p": 0.5,
     "presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": ("3=1", "4=-inf"), "top_logprobs": 2,
+    "json_schema": '{"type": "object"}', "regex": "[a-z]+", "grammar": 'start: "a"',
     "seed": 11, "stops": ("a", "b"), "steps": 2, "block_length": 4, "order": "random",
 }  # fmt: skip
 FLAGS = {"kind": "--decoding", "max_new_tokens": "--max-tokens", "stops": "--stop"}

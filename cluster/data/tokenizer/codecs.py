@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cluster.data.tokenizer.pieces import sentencepiece_bytes, tokenizers_bytes
 from cluster.data.tokenizer.whole_text import SPACE_MARK, WholeText
 
 # sentencepiece writes a space as U+2581 and turns each back into a space when it decodes: a text that
@@ -29,12 +30,14 @@ class Codec(Protocol):
     """special: the names of special tokens in the text are those tokens.
 
     continues: the ids go on from a text, so that a space at their beginning stays; libraries would strip it.
+    pieces: the bytes of each token; None of one that writes nothing.
     """
 
     size: int
 
     def encode(self, text: str, special: bool = False) -> list[int]: ...
     def decode(self, ids: Sequence[int], keep_special: bool = False, continues: bool = False) -> str: ...
+    def pieces(self) -> list[bytes | None]: ...
 
 
 def make_codec(model: bytes, info: dict[str, Any]) -> Codec:
@@ -79,6 +82,9 @@ class SentencePiece:
                 out.append(self._names[i])
         return "".join(out)
 
+    def pieces(self) -> list[bytes | None]:
+        return [None if i in self._names else sentencepiece_bytes(self.processor, i) for i in range(self.size)]
+
 
 class HuggingFace:
     """A tokenizer.json; what it says of truncation and padding is for batches, and obeyed by no loader."""
@@ -109,6 +115,10 @@ class HuggingFace:
         for written, meant in _CLEANED if self._cleans else ():
             text = text.replace(written, meant)
         return text
+
+    def pieces(self) -> list[bytes | None]:
+        found = tokenizers_bytes(self._tokenizer)
+        return [found.get(i) for i in range(self.size)]
 
     def _decode(self, ids: list[int], keep_special: bool) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=not keep_special)

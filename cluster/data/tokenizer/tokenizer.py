@@ -148,6 +148,10 @@ class Tokenizer:
         with named(self.where):
             return self._codec.decode([*map(int, ids)], keep_special, continues)
 
+    def pieces(self) -> list[bytes | None]:
+        """The bytes that each id stands for; None of one that writes nothing."""
+        return self._codec.pieces()
+
     @property
     def processor(self) -> Any:
         """The sentencepiece processor of a tokenizer that was trained here."""

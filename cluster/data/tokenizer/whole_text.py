@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-SPACE_MARK = "\u2581"  # in a piece: a space
+from cluster.data.tokenizer.pieces import SPACE_MARK, sentencepiece_bytes
+
 _IN_WORDS, _JOINERS = {"Mn", "Mc", "Me", "Nd", "Nl", "Pc"}, {"\u200c", "\u200d"}
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -53,6 +54,13 @@ class WholeText:
         self._unknown: int = self._with.unk_id()
         self._anchor = self.encode("a")
         self._strips = _has_prefix(model) if self._prefix == "each" else self._prefix != "never"
+
+    def pieces(self) -> list[bytes | None]:
+        own = [sentencepiece_bytes(self._without, i) for i in range(self._without.vocab_size())]
+        found = [*own, *[None] * (self.size - len(own))]
+        for i, content in self._content.items():
+            found[i] = None if i in self._special else content.encode()
+        return found
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         ids: list[int] = []

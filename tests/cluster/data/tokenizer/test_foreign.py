@@ -75,6 +75,23 @@ def test_every_id_goes_in_and_out(both):
     assert theirs.convert_tokens_to_ids(SPECIAL) not in ours.encode(SPECIAL)
 
 
+def test_the_bytes_of_each_token_make_its_text(both, request):
+    """All but its first spaces, of which some put one before a text, and take some away."""
+    ours, _ = both
+    if request.node.callspec.params["both"] in ("BPE", "WordPiece"):
+        with pytest.raises(UserError, match="have no bytes of their own"):
+            ours.pieces()
+        return
+    pieces, told = ours.pieces(), 0
+    assert len(pieces) == ours.vocab_size
+    for text in odd_texts(300):
+        ids = ours.encode(text)
+        if all(pieces[i] is not None for i in ids):
+            joined, told = b"".join(pieces[i] for i in ids).decode(), told + 1
+            assert joined.lstrip(" ") == ours.decode(ids).lstrip(" "), repr(text)
+    assert told > 50
+
+
 def test_a_text_begins_with_bos_where_theirs_does(both):
     ours, theirs = both
     with_bos = theirs("fox", split_special_tokens=True)["input_ids"]
