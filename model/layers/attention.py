@@ -18,11 +18,11 @@ from model import mup
 from model.config import ModelConfig
 from model.init import linear_
 from model.kernels import blocked, varlen
+from model.kv_cache import KVCache
 from model.layers.norm import rms_norm
 from model.layers.rope import Rope
 from model.roles import Role
 from model.segments import Segments, by_document
-from model.state import KVCache
 
 
 class Attention(nn.Module):
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         self._remember(k_BTKD, v_BTKD, segments, cache)
         q, longest = q_BTHD.transpose(1, 2), segments.longest
         seen_BTS = torch.arange(longest, device=q.device) <= segments.positions_BT[:, :, None]
-        k, v = cache.k_BKSD[:, :, :longest].to(q.dtype), cache.v_BKSD[:, :, :longest].to(q.dtype)
+        k, v = cache.read(longest, q.dtype)
         return attend(q, k, v, seen=seen_BTS[:, None], scale=self.scale).transpose(1, 2)
 
     def _remember(self, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, cache: KVCache) -> None:
