@@ -14,6 +14,7 @@ among them.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.engine import Completion, Token
-from model.generate.sampling import check_drawn, distribution, draw, uniform
+from model.generate.history import History
+from model.generate.sampling import Alternatives, choose, uniform
 from model.seeds import int64
 from model.segments import Segments, pads_apart
 
@@ -53,8 +55,7 @@ def stream(model: Decoder, prompt: Sequence[int], decoding: Decoding = GREEDY) -
     _check(model, [prompt])
     shown = 0
     for _, (final,) in _unmask(model, [prompt], decoding, [decoding.seed]):
-        for at in range(shown, len(final.tokens)):
-            yield Token(final.tokens[at], final.logprobs[at], final.sampled_logprobs[at])
+        yield from islice(final, shown, None)
         shown = len(final.tokens)
 
 
@@ -80,6 +81,7 @@ def _unmask(
     text_BN = torch.where(places_N < length_B[:, None], mask_id, 0)
     logprob_BN, sampled_BN = torch.zeros(text_BN.shape, device=device), torch.zeros(text_BN.shape, device=device)
     stops = torch.tensor(decoding.stop_ids, dtype=torch.long, device=device)
+    top: dict[tuple[int, int], Alternatives] = {}  # of (row, place)
     for step in range(max(map(len, passes))):
         ends, totals = zip(*(passes[row][step] for row in rows_B.tolist()), strict=True)
         hidden_BN = text_BN == mask_id
@@ -91,13 +93,13 @@ def _unmask(
         positions_BT = pads_apart(prompt_B + length_B, tokens_BT.shape[1])
         states_BTD, _ = model(tokens_BT, segments=Segments.from_positions(positions_BT))
         logits_MV = model.logits(states_BTD[b_M, prompt_B[b_M] + n_M])[:, :-1]
-        seen_MV = _seen(tokens_BT, positions_BT, mask_id)[b_M] if decoding.repetition_penalty != 1 else None
-        dist_MV = distribution(logits_MV, decoding, seen_MV)
+        history = History(seed_B, prompt_B)
+        if decoding.penalises:
+            history.prompt_BV, history.output_BV = _counts(tokens_BT, positions_BT, prompt_B, mask_id)
+        history = history.select(b_M)
+        history.drawn_B = n_M  # its place is what a schedule and a minimum length mean here
         # A number for each place and pass; pass 0's are for the random order.
-        drawn_M = draw(dist_MV, seed_B[b_M], (step + 1) * limit + n_M) if decoding.temperature else dist_MV.argmax(-1)
-        logprob_M = logits_MV.log_softmax(-1).gather(1, drawn_M[:, None]).squeeze(1)
-        sampled_M = dist_MV.gather(1, drawn_M[:, None]).squeeze(1)
-        check_drawn(logprob_M, sampled_M, decoding)
+        drawn_M, logprob_M, sampled_M, top_M = choose(logits_MV, decoding, history, (step + 1) * limit + n_M)
         score_M = logprob_M.double() if decoding.order == "confidence" else uniform(seed_B[b_M], n_M)
 
         score_BN = torch.full(text_BN.shape, float("-inf"), dtype=torch.float64, device=device)
@@ -106,6 +108,8 @@ def _unmask(
         rank_BN = torch.empty_like(best_BN).scatter_(1, best_BN, places_N.expand_as(best_BN))
         shown_M = rank_BN[b_M, n_M] < count_B[b_M]
         at = b_M[shown_M], n_M[shown_M]
+        for m in shown_M.nonzero().squeeze(1).tolist() if top_M else ():
+            top[int(rows_B[b_M[m]]), int(n_M[m])] = top_M[m]
         text_BN[at], logprob_BN[at] = drawn_M[shown_M], logprob_M[shown_M]
         sampled_BN[at] = sampled_M[shown_M]
 
@@ -113,7 +117,8 @@ def _unmask(
         finals = []
         for i, (n, stopped) in enumerate(zip(final_B.tolist(), stopped_B.tolist(), strict=True)):
             tokens, logprobs, sampled = (x[i, :n].tolist() for x in (text_BN, logprob_BN, sampled_BN))
-            finals.append(Completion(tokens, logprobs, sampled, "stop" if stopped else "length"))
+            beside = [top[int(rows_B[i]), place] for place in range(n)] if top else []
+            finals.append(Completion(tokens, logprobs, sampled, "stop" if stopped else "length", beside))
         yield rows_B.tolist(), finals
         keep = (~stopped_B & (final_B < length_B)).nonzero().squeeze(1)
         if not keep.numel():
@@ -133,11 +138,16 @@ def _final(text_BN: Tensor, length_B: Tensor, stops: Tensor, mask_id: int) -> tu
     return final_B, (final_B > 0) & stop_BN.gather(1, last_B[:, None]).squeeze(1)
 
 
-def _seen(tokens_BT: Tensor, positions_BT: Tensor, mask_id: int) -> Tensor:
-    """(B, V) bool: which tokens are visible in each row."""
+def _counts(tokens_BT: Tensor, positions_BT: Tensor, prompt_B: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """(B, V) int32: how often each token is in each prompt; and, of what is revealed, in each text."""
     real_BT = Segments.from_positions(positions_BT).starts_BT.cumsum(1) == 1
-    counts = torch.zeros(tokens_BT.shape[0], mask_id + 1, dtype=torch.long, device=tokens_BT.device)
-    return counts.scatter_add_(1, tokens_BT, real_BT.long())[:, :-1] > 0  # [MASK] is the last
+    prompt_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < prompt_B[:, None]
+
+    def of(kept_BT: Tensor) -> Tensor:
+        counts = torch.zeros(len(tokens_BT), mask_id + 1, dtype=torch.int32, device=tokens_BT.device)
+        return counts.scatter_add_(1, tokens_BT, kept_BT.int())[:, :-1]  # [MASK] is the last
+
+    return of(real_BT & prompt_BT), of(real_BT & ~prompt_BT)
 
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:

@@ -8,6 +8,7 @@ A row's result depends on its prompt, its seed and the model only, not on its ba
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Literal
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
 from model.generate.decoding import GREEDY, Decoding
-from model.generate.sampling import check_drawn, distribution, draw
-from model.seeds import int64
+from model.generate.history import History, Watch
+from model.generate.sampling import Alternatives, Drawn, choose
 from model.segments import Segments
 from model.state import State
 
@@ -29,13 +30,33 @@ class Completion:
     """tokens: without the prompt; a stop token that ended it is the last one (finish "stop").
 
     logprobs: log-probability of each token under the model itself (temperature 1, nothing truncated): the
-    policy's. sampled_logprobs: under the distribution it was drawn from (0.0 for greedy).
+    policy's. sampled_logprobs: under the distribution it was drawn from (0.0 for greedy). top: the likeliest tokens
+    beside each, where the decoding asks for them. others: what else was written for the prompt, the best first.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled_logprobs: list[float] = field(default_factory=list)
     finish: Finish = "length"
+    top: list[Alternatives] = field(default_factory=list)
+    others: list["Completion"] = field(default_factory=list)
+
+    def add(self, token: "Token") -> None:
+        self.tokens.append(token.id)
+        self.logprobs.append(token.logprob)
+        self.sampled_logprobs.append(token.sampled_logprob)
+        if token.top:
+            self.top.append(token.top)
+
+    def __iter__(self) -> Iterator["Token"]:
+        """Its tokens, as they would have been streamed."""
+        tops = self.top or [[] for _ in self.tokens]
+        return starmap(Token, zip(self.tokens, self.logprobs, self.sampled_logprobs, tops, strict=True))
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens under the model; 0 for none."""
+        return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,7 @@ class Token:
     id: int
     logprob: float
     sampled_logprob: float
+    top: Alternatives = field(default_factory=list)
 
 
 def generate(
@@ -51,43 +73,45 @@ def generate(
     decoding: Decoding = GREEDY,
     seeds: Sequence[int] | None = None,
     batch_size: int = 128,
+    watch: Watch | None = None,
 ) -> list[Completion]:
     """A completion for each prompt. seeds: one for each row; without, row i has the seed `decoding.seed` + i.
 
-    At most `batch_size` rows are in memory at once. ValueError for an empty prompt, or for one that leaves no
+    watch: makes each row's watcher; a row that it ends has finish "stop". At most `batch_size` rows are in memory at once. ValueError for an empty prompt, or for one that leaves no
     room below the model's `max_seq_len`; a row that reaches it ends with finish "length".
     """
     _check(model, prompts)
     completions = [Completion() for _ in prompts]
     for rows, chosen, batch_seeds in in_batches(prompts, decoding.seed if seeds is None else seeds, batch_size):
-        steps = _decode(model, chosen, decoding, batch_seeds)
-        for active, tokens, logprobs, sampled in steps:
-            for i, token, logprob, sampled_logprob in zip(active, tokens, logprobs, sampled, strict=True):
-                completion = completions[rows[i]]
-                completion.tokens.append(token)
-                completion.logprobs.append(logprob)
-                completion.sampled_logprobs.append(sampled_logprob)
-    for completion in completions:
-        if completion.tokens and completion.tokens[-1] in decoding.stop_ids:
-            completion.finish = "stop"
+        for active, tokens, stopped in _decode(model, chosen, decoding, batch_seeds, watch):
+            for i, token, stop in zip(active, tokens, stopped, strict=True):
+                completions[rows[i]].add(token)
+                if stop:
+                    completions[rows[i]].finish = "stop"
     return completions
 
 
-def stream(model: Decoder, prompt: Sequence[int], decoding: Decoding = GREEDY) -> Iterator[Token]:
+def stream(
+    model: Decoder, prompt: Sequence[int], decoding: Decoding = GREEDY, watch: Watch | None = None
+) -> Iterator[Token]:
     """The tokens of one completion as they are drawn; a stop token that ends it comes last."""
     _check(model, [prompt])
-    for _, tokens, logprobs, sampled in _decode(model, [prompt], decoding, [decoding.seed]):
-        yield Token(tokens[0], logprobs[0], sampled[0])
+    for _, tokens, _ in _decode(model, [prompt], decoding, [decoding.seed], watch):
+        yield tokens[0]
 
 
-_Step = tuple[list[int], list[int], list[float], list[float]]
+_Step = tuple[list[int], list[Token], list[bool]]
 
 
 @torch.no_grad()  # not inference_mode: what it caches (RoPE tables) is used in training too
 def _decode(
-    model: Decoder, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    seeds: Sequence[int],
+    watch: Watch | None,
 ) -> Iterator[_Step]:
-    """For each step: rows still active, their new tokens and both log-probabilities."""
+    """For each step: rows still active, their new tokens, and which of them stop with it."""
     limit = model.config.max_seq_len
     if not prompts:
         return
@@ -103,29 +127,22 @@ def _decode(
     )
     assert state is not None
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    seen = _seen(tokens_BT, lengths, model.config.vocab_size) if decoding.repetition_penalty != 1 else None
+    history = History.begin(prompts, seeds, decoding, model.config.vocab_size, device, watch)
     stops = torch.tensor(decoding.stop_ids, dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)
-    seeds_B = torch.tensor([int64(seed) for seed in seeds], device=device)
     for step in range(decoding.max_new_tokens):
-        logits = model.logits(last)
-        dist_BV = distribution(logits, decoding, seen)
-        token = dist_BV.argmax(-1) if decoding.temperature == 0 else draw(dist_BV, seeds_B, step)
-        logprob = logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
-        sampled = dist_BV.gather(1, token[:, None]).squeeze(1)
-        check_drawn(logprob, sampled, decoding)
-        yield rows.tolist(), token.tolist(), logprob.tolist(), sampled.tolist()
+        drawn = choose(model.logits(last), decoding, history)
+        token = drawn.token_B
+        stopped = torch.isin(token, stops) | history.take(token)
+        yield rows.tolist(), _tokens(drawn), stopped.tolist()
         if step + 1 == decoding.max_new_tokens:
             return
-        if seen is not None:
-            seen.scatter_(1, token[:, None], True)
-        goes_on = ~torch.isin(token, stops) & (state.lengths_B < limit)
+        goes_on = ~stopped & (state.lengths_B < limit)
         if not bool(goes_on.all()):
             keep = goes_on.nonzero().squeeze(1)
             if not keep.numel():
                 return
-            state, rows, seeds_B, token = state.select(keep), rows[keep], seeds_B[keep], token[keep]
-            seen = None if seen is None else seen[keep]
+            state, history, rows, token = state.select(keep), history.select(keep), rows[keep], token[keep]
         hidden, state = model(token[:, None], state=state)
         assert isinstance(state, State)
         last = hidden[:, -1]
@@ -138,8 +155,6 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     check_prompts(prompts, model.config.max_seq_len, 0, model.config.vocab_size)
 
 
-def _seen(tokens_BT: Tensor, lengths_B: Tensor, vocab_size: int) -> Tensor:
-    """(B, V) bool: which tokens each prompt holds."""
-    real = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B[:, None]
-    counts = torch.zeros(tokens_BT.shape[0], vocab_size, dtype=torch.long, device=tokens_BT.device)
-    return counts.scatter_add_(1, tokens_BT, real.long()) > 0
+def _tokens(drawn: Drawn) -> list[Token]:
+    top = drawn.top or [[] for _ in drawn.token_B]
+    return list(map(Token, drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.sampled_B.tolist(), top))

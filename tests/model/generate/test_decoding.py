@@ -11,6 +11,7 @@ import torch
 
 from model.errors import UserError
 from model.generate.decoding import CHAT, GREEDY, OPTIONS, TEXT, TYPES, Decoding
+from model.generate.history import History
 from model.generate.option import allowed, option
 from model.generate.sampling import distribution
 from model.generate.unmasking import Unmasking
@@ -33,6 +34,23 @@ from model.generate.unmasking import Unmasking
         ({"block_length": -2}, "block_length"),
         ({"order": "rondom"}, "did you mean 'random'"),
         ({"stops": (-1,)}, "stops has -1"),
+        ({"typical_p": 0.0}, "typical_p = 0.0 must be above 0 and at most 1"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens = 9 is more than max_new_tokens = 8"),
+        ({"logit_bias": ("5",)}, "logit_bias = '5' must be ID=NUMBER"),
+        ({"logit_bias": ("a=1",)}, "logit_bias = 'a=1'"),
+        ({"logit_bias": ("-1=1",)}, "logit_bias = '-1=1'"),
+        ({"logit_bias": ("1=nan",)}, "logit_bias = '1=nan'"),
+        ({"logit_bias": ("1=inf",)}, "logit_bias = '1=inf'"),
+        ({"temperature_schedule": "liner:to=1"}, "temperature_schedule = 'liner' is not one of"),
+        ({"temperature_schedule": "linear:to=-1"}, "temperature_schedule = 'linear': to = -1.0 must be at least 0"),
+        ({"temperature_schedule": "linear:to=x"}, "to = 'x' must be a number"),
+        ({"temperature_schedule": "linear:over=1.5"}, "over = '1.5' must be a whole number"),
+        ({"temperature_schedule": "linear:ower=1"}, "Did you mean 'over'"),
+        ({"temperature_schedule": "linear:to"}, "'to' must be KEY=VALUE"),
+        ({"temperature_schedule": "linear:to=1,to=2"}, "says to twice"),
+        ({"temperature_schedule": "constant:to=1"}, "a constant one has no options"),
+        ({"kind": "bean"}, "decoding = 'bean' is not one of 'plain'"),
+        ({"kind": "plain:n=2"}, "plain has no options"),
         ({"stops": (1 << 63,)}, "no token's id"),
         *(
             ({name: value}, f"{name} = {value}")
@@ -67,8 +85,8 @@ def test_the_ends_of_the_ranges_are_allowed():
 def test_by_default_nothing_is_truncated_or_held_down():
     """Policy optimisation samples so: its importance ratio has no bias only then."""
     logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)) * 3
-    seen = torch.ones(3, 40, dtype=torch.bool)
-    assert torch.equal(distribution(logits, Decoding(), seen), logits.log_softmax(-1))
+    history = History.begin([[1], [2], [3]], [0, 1, 2], Decoding(), 40, logits.device)
+    assert torch.equal(distribution(logits, Decoding(), history), logits.log_softmax(-1))
 
 
 def test_what_people_see_by_default():

@@ -13,13 +13,19 @@ from model.errors import UserError
 from model.generate import by_kind, engine
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.diffusion import generate, stream
+from model.generate.history import History
 from model.generate.sampling import distribution, draw, uniform
 from model.generate.unmasking import Unmasking
 
 CONFIG = ModelConfig(**SMALL, causal=False)
 MASK = CONFIG.vocab_size - 1
 PROMPTS = [random_tokens(n, vocab_size=MASK, seed=n).tolist() for n in (3, 1, 11, 7, 4)]
-SAMPLINGS = [GREEDY, Decoding(), Decoding(temperature=1.2, top_k=20, top_p=0.9, repetition_penalty=1.3)]
+SAMPLINGS = [
+    GREEDY,
+    Decoding(),
+    Decoding(temperature=1.2, top_k=20, top_p=0.9, repetition_penalty=1.3),
+    Decoding(temperature_schedule="linear:to=0.3", frequency_penalty=0.8, min_new_tokens=2, top_logprobs=2),
+]
 UNMASKINGS = [
     Unmasking(),
     Unmasking(order="random"),
@@ -40,11 +46,12 @@ def naive(model, prompt, decoding, seed):
     for step, (end, total) in enumerate(decoding.passes(length)):
         canvas = [*prompt, *(MASK if t is None else t[0] for t in text)]
         logits = model.logits(model(torch.tensor([canvas]))[0])[0, len(prompt) :, :MASK]
-        seen = torch.zeros(1, MASK, dtype=torch.bool)
-        seen[0, [t for t in canvas if t != MASK]] = True
+        shown = [t for t in canvas[len(prompt) :] if t != MASK]
+        counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=MASK)[None] for ids in (prompt, shown)]
         found = []
         for place in [i for i in range(end) if text[i] is None]:
-            row = distribution(logits[place : place + 1], decoding, seen)
+            history = History(torch.tensor([seed]), torch.tensor([place]), *counts)
+            row = distribution(logits[place : place + 1], decoding, history)
             number = (step + 1) * limit + place
             token = int(row.argmax() if decoding.temperature == 0 else draw(row, torch.tensor([seed]), number))
             logp = float(logits[place].log_softmax(-1)[token])

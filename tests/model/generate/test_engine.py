@@ -9,6 +9,7 @@ from small_models import SHAPES, lively, random_tokens
 from model.errors import UserError
 from model.generate.decoding import GREEDY, Decoding
 from model.generate.engine import generate, stream
+from model.generate.history import History
 from model.generate.sampling import distribution, draw
 
 PROMPTS = [random_tokens(n, seed=n).tolist() for n in (3, 1, 11, 7, 4)]
@@ -17,6 +18,8 @@ DECODINGS = [
     Decoding(),
     Decoding(temperature=0.8, top_k=20, top_p=0.9),
     Decoding(temperature=1.2, min_p=0.05, repetition_penalty=1.3),
+    Decoding(temperature=1.5, temperature_schedule="cosine:to=0.3,over=9", typical_p=0.8, frequency_penalty=0.5),
+    Decoding(presence_penalty=1.0, logit_bias=("3=4.0", "5=-inf"), min_new_tokens=4, top_logprobs=2),
 ]
 STOPS = tuple(range(12))
 SAMPLED = Decoding(max_new_tokens=10, stops=STOPS)
@@ -29,9 +32,10 @@ def naive(model, prompt, decoding, seed):
     for step in range(decoding.max_new_tokens):
         hidden, _ = model(torch.tensor([text]))
         logits = model.logits(hidden[:, -1])
-        seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
-        seen[0, text] = True
-        rows = distribution(logits, decoding, seen)
+        history = History.begin([prompt], [seed], decoding, model.config.vocab_size, logits.device)
+        for token in tokens:
+            history.take(torch.tensor([token]))
+        rows = distribution(logits, decoding, history)
         token = int(rows.argmax() if decoding.temperature == 0 else draw(rows, torch.tensor([seed]), step))
         tokens.append(token)
         text.append(token)

@@ -8,10 +8,19 @@ import torch
 from model.errors import UserError
 from model.generate import sampling
 from model.generate.decoding import GREEDY, Decoding
+from model.generate.history import History
 from model.generate.sampling import check_drawn, distribution, draw, uniform
 from model.seeds import int64
 
 LOGITS = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def after(prompts: list[list[int]], outputs: list[list[int]], decoding: Decoding, vocab_size: int = 12) -> History:
+    """The history of rows that have written `outputs`, all of one length."""
+    history = History.begin(prompts, [0] * len(prompts), decoding, vocab_size, torch.device("cpu"))
+    for tokens in zip(*outputs, strict=True):
+        history.take(torch.tensor(tokens))
+    return history
 
 
 def by_hand(logits: list[float], s: Decoding) -> list[float]:
@@ -105,8 +114,8 @@ def test_greedy_is_the_distribution_of_the_largest_alone():
 
 
 def test_the_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_not():
-    logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), torch.tensor([[True, True, False, False]])
-    given = distribution(logits, Decoding(repetition_penalty=2.0), seen)
+    logits, decoding = torch.tensor([[2.0, -2.0, 2.0, -2.0]]), Decoding(repetition_penalty=2.0)
+    given = distribution(logits, decoding, after([[0, 1]], [[]], decoding, 4))
     torch.testing.assert_close(given, torch.tensor([[1.0, -4.0, 2.0, -2.0]]).log_softmax(-1))
 
 
