@@ -105,10 +105,12 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.positions is not None:
-            longest = segments.longest if state is not None else T
-            if longest > self.config.max_seq_len:
-                raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
-            x = x + self.positions(segments.positions_BT)
+            longest, most = segments.longest if state is not None else T, self.config.max_seq_len
+            if longest > most and state is not None and segments.lengths_B is not None:
+                longest = int((state.lengths_B + segments.lengths_B).max())  # without the pads
+            if longest > most:
+                raise ValueError(f"{longest} tokens, but the model has {most} learned positions")
+            x = x + self.positions(segments.positions_BT.clamp(max=most - 1))
         for layer, block in enumerate(self.blocks):
             if state is None:
                 x = recompute.run(block, self.checkpointing, x, segments, None)
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
         mixers: list[Any] = [block.mixer for block in self.blocks]
         kinds = [kv_dtype if kv_dtype and isinstance(mixer, Attention) else dtype for mixer in mixers]
         layers = [mixer.new_state(batch, max_len, device, kind) for mixer, kind in zip(mixers, kinds, strict=True)]
-        return State(layers, torch.zeros(batch, dtype=torch.long, device=device), capacity=max_len)
+        return State(layers, torch.zeros(batch, dtype=torch.long, device=device), 0, max_len, batch)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Decoder":

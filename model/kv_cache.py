@@ -83,9 +83,16 @@ class KVCache:
         shape = (batch, heads, max_len, head_dim)
         return cls(Slots.empty(shape, device, dtype), Slots.empty(shape, device, dtype), batch)
 
-    def write(self, k_BTKD: Tensor, v_BTKD: Tensor, positions_BT: Tensor) -> None:
-        """Put T new keys and values at their positions."""
+    @property
+    def capacity(self) -> int:
+        return self.k.size[1]
+
+    def write(self, k_BTKD: Tensor, v_BTKD: Tensor, positions_BT: Tensor, real_BT: Tensor | None = None) -> None:
+        """Put T new keys and values at their positions. real_BT: where pads' positions may lie past the last place."""
         rows = torch.arange(k_BTKD.shape[0], device=positions_BT.device)[:, None]
+        if real_BT is not None:
+            rows, t = real_BT.nonzero(as_tuple=True)
+            k_BTKD, v_BTKD, positions_BT = (x[rows, t] for x in (k_BTKD, v_BTKD, positions_BT))
         for slots, new in ((self.k, k_BTKD), (self.v, v_BTKD)):
             slots.put(rows, positions_BT, slots.stored(new))
 
@@ -209,12 +216,11 @@ class WindowCache:
         self.append(old, used)
 
     def append(self, other: "WindowCache", used: int) -> None:
-        """A ring that is smaller than this one has not come round: its places are positions."""
+        """Rings of two sizes have not come round: their places are positions, and the larger one's rest is unused."""
         self._overwritten = None
-        parts = (
-            (slice(other.first), slice(other.first)),
-            (slice(self.first, self.first + other.ring), slice(other.first, other.first + other.ring)),
-        )
+        first, ring = min(self.first, other.first), min(self.ring, other.ring)
+        parts = [(slice(first), slice(first))]
+        parts.append((slice(self.first, self.first + ring), slice(other.first, other.first + ring)))
         for mine, its in ((self.k, other.k), (self.v, other.v)):
             for places, source in parts:
                 mine.copy(its, self.rows, other.rows, places, source)

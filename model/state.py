@@ -10,7 +10,7 @@ a state of fixed size, a scan's or a convolution's, inherits from `Fixed`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -35,13 +35,14 @@ class State:
     """All layers' states, of B rows with room for `capacity` tokens each.
 
     lengths_B: tokens absorbed by each row; longest: an upper bound of them, known without asking the device;
-    marked_B: the lengths when `mark` was called.
+    reserved: rows that there is room for; marked_B: the lengths when `mark` was called.
     """
 
     layers: list[Any]
     lengths_B: Tensor
     longest: int = 0
     capacity: int = 0
+    reserved: int = 0
     marked_B: Tensor | None = None
 
     @classmethod
@@ -64,26 +65,36 @@ class State:
     def advance(self, tokens: int, lengths_B: Tensor | None) -> "State":
         """After absorbing `tokens` more of each row, of which `lengths_B` were real."""
         lengths = self.lengths_B + (tokens if lengths_B is None else lengths_B)
-        return State(self.layers, lengths, self.longest + tokens, self.capacity, self.marked_B)
+        return replace(self, lengths_B=lengths, longest=self.longest + tokens)
+
+    def moved_to(self, empty: "State", rows: int) -> "State":
+        """Into another one with its room and so many rows, layer by layer; nothing is left of this one."""
+        for i, layer in enumerate(self.layers):
+            empty.layers[i].reserve(rows, empty.capacity, 0)
+            empty.layers[i].append(layer, self.longest)
+            self.layers[i] = None
+        return State(empty.layers, self.lengths_B, self.longest, empty.capacity, max(rows, self.rows))
 
     def select(self, rows: Tensor) -> "State":
         """A copy of only these rows (int64 indices), in that order; nothing is marked in it."""
-        state = State([layer.select(rows) for layer in self.layers], self.lengths_B[rows], 0, self.capacity)
+        layers = [layer.select(rows) for layer in self.layers]
+        state = State(layers, self.lengths_B[rows], 0, self.capacity, rows.numel())
         state._measure()
         return state
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for so many rows and tokens, at least: what is appended within it copies nothing that is here."""
-        self.capacity = max(self.capacity, capacity)
+        self.capacity, self.reserved = max(self.capacity, capacity), max(self.reserved, self.rows, rows)
         for layer in self.layers:
-            layer.reserve(max(rows, self.rows), self.capacity, self.longest)
+            layer.reserve(self.reserved, self.capacity, self.longest)
 
-    def append(self, other: "State") -> None:
-        """The other's rows come after these; it stays as it is."""
-        self.reserve(self.rows + other.rows, other.capacity)
+    def append(self, other: "State", rows: Tensor | None = None) -> None:
+        """The other's rows, or only some of them, come after these; it stays as it is."""
+        lengths_B = other.lengths_B if rows is None else other.lengths_B[rows]
+        self.reserve(self.rows + lengths_B.numel(), other.capacity)
         for mine, its in zip(self.layers, other.layers, strict=True):
-            mine.append(its, other.longest)
-        self.lengths_B = torch.cat((self.lengths_B, other.lengths_B))
+            mine.append(its if rows is None else its.select(rows), other.longest)
+        self.lengths_B = torch.cat((self.lengths_B, lengths_B))
         self.longest, self.marked_B = max(self.longest, other.longest), None
 
     def drop(self, rows: Sequence[int]) -> list[int]:

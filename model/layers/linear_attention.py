@@ -135,4 +135,4 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, S: Tensor | None, chunk:
     added[:, :, 0] += decay[:, :, 0] * S
     after = linear_scan(decay.flatten(0, 1), added.flatten(0, 1)).view_as(added)
     before = torch.cat((S[:, :, None], after[:, :, :-1]), 2)
-    return (scores @ v + Q @ before).flatten(2, 3)[:, :, :T], after[:, :, -1]
+    return (scores @ v + Q @ before).flatten(2, 3)[:, :, :T], after[:, :, -1].clone()  # a view would keep all of them

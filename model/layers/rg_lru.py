@@ -133,7 +133,7 @@ class RgLru(nn.Module):
 def _keep_last(h_BTC: Tensor, lengths_B: Tensor | None, state: RgLruState) -> None:
     """Each row's h after its real tokens; the one before if it has none."""
     if lengths_B is None:
-        state.h_BC = h_BTC[:, -1]
+        state.h_BC = h_BTC[:, -1].clone()  # a view would keep all of them
         return
     rows = torch.arange(h_BTC.shape[0], device=h_BTC.device)
     last_BC = h_BTC[rows, (lengths_B - 1).clamp(min=0)]

@@ -47,6 +47,19 @@ def check_goes_on(model: Decoder, state: State, rows: list[int]) -> None:
         torch.testing.assert_close(hidden[i], full[0, length:], atol=1e-4, rtol=1e-3)
 
 
+def test_a_state_holds_no_more_memory_than_it_says(model):
+    """No tensor of it is a view of what its tokens were on the way."""
+
+    def storages(held) -> int:
+        if isinstance(held, torch.Tensor):
+            return held.untyped_storage().nbytes()
+        parts = vars(held).values() if hasattr(held, "__dict__") else held if isinstance(held, list | tuple) else ()
+        return sum(map(storages, parts))
+
+    state = prefilled(model, [0, 1], [33, 33], 40)
+    assert storages(state.layers) == state.nbytes == model.new_state(2, 40).nbytes
+
+
 def test_joined_rows_go_on_as_each_alone(model):
     """Of states with rooms and lengths of their own, as they come from prompts of their own."""
     parts = [([0, 1], [9, 2], 13), ([2], [17], 40), ([3, 4], [3, 6], 12)]
@@ -56,6 +69,20 @@ def test_joined_rows_go_on_as_each_alone(model):
     check_goes_on(model, joined, [0, 1, 2, 3, 4])
     for (rows, _, _), state in zip(parts, states, strict=True):
         check_goes_on(model, state, rows)
+
+
+def test_pads_need_no_room(model):
+    """A long row's pads lie past what it has room for, and past the model's context."""
+    state = prefilled(model, [0, 1], [58, 40], 61)
+    hidden, state = absorb(model, state, [0, 1], [1, 12])
+    full, _ = model(TOKENS[1:2, :52])
+    torch.testing.assert_close(hidden[1], full[0, 40:], atol=1e-4, rtol=1e-3)
+    state.longest = 59
+    check_goes_on(model, state.select(torch.tensor([1])), [1])
+    _, state = absorb(model, state, [0, 1], [1, 1])
+    full, _ = model(TOKENS[:1, :61])
+    hidden, _ = absorb(model, state, [0, 1], [1, 1])
+    torch.testing.assert_close(hidden[0, 0], full[0, 60], atol=1e-4, rtol=1e-3)
 
 
 def test_rows_leave_and_others_take_their_places(model):
