@@ -7,6 +7,7 @@ only the last token's. With a `State` the same forward is prefill and one-token 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from model import mup, recompute
 from model.config import ModelConfig
 from model.init import normal_
+from model.layers.attention import Attention
 from model.layers.feed_forward import FeedForward
 from model.layers.moe import MoE
 from model.layers.norm import make_norm
@@ -105,10 +107,12 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.positions is not None:
-            longest = segments.longest if state is not None else T
-            if longest > self.config.max_seq_len:
-                raise ValueError(f"{longest} tokens, but the model has {self.config.max_seq_len} learned positions")
-            x = x + self.positions(segments.positions_BT)
+            longest, most = segments.longest if state is not None else T, self.config.max_seq_len
+            if longest > most and state is not None and segments.lengths_B is not None:
+                longest = int((state.lengths_B + segments.lengths_B).max())  # without the pads
+            if longest > most:
+                raise ValueError(f"{longest} tokens, but the model has {most} learned positions")
+            x = x + self.positions(segments.positions_BT.clamp(max=most - 1))
         for layer, block in enumerate(self.blocks):
             if state is None:
                 x = recompute.run(block, self.checkpointing, x, segments, None)
@@ -138,12 +142,18 @@ class Decoder(nn.Module):
         max_len: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> State:
-        """An empty state for `batch` rows of at most `max_len` tokens."""
+        """An empty state for `batch` rows of at most `max_len` tokens.
+
+        kv_dtype: of attention's keys and values alone; int8 takes a quarter of float32's memory (kv_cache.py).
+        """
         device = self.embedding.weight.device if device is None else device
         dtype = self.embedding.weight.dtype if dtype is None else dtype
-        layers = [block.mixer.new_state(batch, max_len, device, dtype) for block in self.blocks]  # type: ignore
-        return State(layers, torch.zeros(batch, dtype=torch.long, device=device))
+        mixers: list[Any] = [block.mixer for block in self.blocks]
+        kinds = [kv_dtype if kv_dtype and isinstance(mixer, Attention) else dtype for mixer in mixers]
+        layers = [mixer.new_state(batch, max_len, device, kind) for mixer, kind in zip(mixers, kinds, strict=True)]
+        return State(layers, torch.zeros(batch, dtype=torch.long, device=device), 0, max_len, batch)
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> "Decoder":

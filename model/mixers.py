@@ -4,7 +4,7 @@ A mixer is an `nn.Module` built as `Mixer(config, layer)` with this interface; s
 
     forward(x_BTD, segments, state=None) -> (y_BTD, state)   one path for training, prefill and decoding
     init_weights(generator, std, output_std)                every parameter of its own
-    new_state(batch, max_len, device, dtype)                its memory for generation; has `.select(rows)`
+    new_state(batch, max_len, device, dtype)                its memory for generation, a LayerState (state.py)
     flops_per_token(span_N)                                 mean forward FLOPs beyond its weight matrices, of N
                                                             tokens; `span_N`: how many keys of its document each
                                                             could see, itself included

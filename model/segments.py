@@ -81,7 +81,7 @@ class Segments:
         """(B, T) bool: False for the pads of right-padded rows; None if there are none."""
         if self.lengths_B is None:
             return None
-        return torch.arange(self.positions_BT.shape[1], device=self.lengths_B.device) < self.lengths_B[:, None]
+        return first(self.lengths_B, self.positions_BT.shape[1])
 
     @cached_property
     def starts_BT(self) -> Tensor:
@@ -169,6 +169,11 @@ class _Ungroup(torch.autograd.Function):
         (slot,) = ctx.saved_tensors
         out = grads[0].new_zeros(ctx.slots, grads[0].shape[1])
         return out.index_copy_(0, slot, grads[0]), None
+
+
+def first(lengths_B: Tensor, length: int) -> Tensor:
+    """(B, length) bool: True for each row's first `lengths_B`."""
+    return torch.arange(length, device=lengths_B.device) < lengths_B[:, None]
 
 
 def pads_apart(lengths_B: Tensor, length: int) -> Tensor:

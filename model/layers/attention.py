@@ -18,11 +18,11 @@ from model import mup
 from model.config import ModelConfig
 from model.init import linear_
 from model.kernels import blocked, varlen
+from model.kv_cache import KVCache
 from model.layers.norm import rms_norm
 from model.layers.rope import Rope
 from model.roles import Role
 from model.segments import Segments, by_document
-from model.state import KVCache
 
 
 class Attention(nn.Module):
@@ -99,13 +99,14 @@ class Attention(nn.Module):
     def _continue(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, cache: KVCache) -> Tensor:
         """As `_mix`, of T tokens that go on from what the cache remembers, which they are added to."""
         self._remember(k_BTKD, v_BTKD, segments, cache)
-        q, longest = q_BTHD.transpose(1, 2), segments.longest
+        q, longest = q_BTHD.transpose(1, 2), min(segments.longest, cache.capacity)
         seen_BTS = torch.arange(longest, device=q.device) <= segments.positions_BT[:, :, None]
-        k, v = cache.k_BKSD[:, :, :longest].to(q.dtype), cache.v_BKSD[:, :, :longest].to(q.dtype)
+        k, v = cache.read(longest, q.dtype)
         return attend(q, k, v, seen=seen_BTS[:, None], scale=self.scale).transpose(1, 2)
 
     def _remember(self, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments, cache: KVCache) -> None:
-        cache.write(k_BTKD, v_BTKD, segments.positions_BT)
+        beyond = segments.longest > cache.capacity
+        cache.write(k_BTKD, v_BTKD, segments.positions_BT, segments.real_BT if beyond else None)
 
     def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> KVCache:
         self._check_causal()

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from model.init import uniform_
 from model.segments import Segments
+from model.state import Fixed
 
 BLOCK = 1 << 17  # inputs that are gone through at once on a CPU: 0.5 MB
 
 
 @dataclass
-class ConvState:
+class ConvState(Fixed):
     """last_BWC: the W - 1 latest inputs of each row, the newest last; zeros before its first token."""
 
     last_BWC: Tensor
@@ -35,10 +36,8 @@ class ConvState:
             at = lengths_B[:, None] + torch.arange(kept, device=lengths_B.device)
             latest = both.gather(1, at[..., None].expand(-1, -1, both.shape[2]))
         self.last_BWC = latest.to(self.last_BWC.dtype, copy=True)
+        self.absorbed(T, lengths_B, lambda n_B: self.extend(x_BTC, n_B))
         return both
-
-    def select(self, rows: Tensor) -> "ConvState":
-        return ConvState(self.last_BWC[rows])
 
 
 class CausalConv(nn.Module):

@@ -29,19 +29,17 @@ from model.kernels.scan import linear_scan
 from model.layers.causal_conv import CausalConv, ConvState
 from model.roles import Role
 from model.segments import Segments, by_document
+from model.state import Fixed
 
 DT_RANGE = (0.001, 0.1)  # at initialisation, log-uniform (S4D, section 4.4)
 
 
 @dataclass
-class H3State:
+class H3State(Fixed):
     """What a row remembers, whatever its length: the shift's last inputs, and SSM_diag's h in float32."""
 
     shift: ConvState
     h_BHXN: Tensor
-
-    def select(self, rows: Tensor) -> "H3State":
-        return H3State(self.shift.select(rows), self.h_BHXN[rows])
 
 
 class H3(nn.Module):
@@ -66,7 +64,8 @@ class H3(nn.Module):
             kv = by_document(lambda k, v, _: self.diagonal(self._together(k, v)).flatten(2), segments, k, v)
         else:
             u_BTHX = self._together(k, v)
-            kv, state.h_BHXN = self.diagonal.goes_on(u_BTHX, state.h_BHXN, segments.lengths_B)
+            kv = self._continue(u_BTHX, segments.lengths_B, state)
+            state.absorbed(x_BTD.shape[1], segments.lengths_B, lambda n_B: self._continue(u_BTHX, n_B, state))
         heads = (-1, self.head_dim)
         mixed = (q.unflatten(-1, heads)[..., None] * kv.reshape(*q.shape[:2], *heads, self.head_dim)).sum(-2)
         return self.out(mixed.flatten(2).to(q.dtype)), state
@@ -75,6 +74,10 @@ class H3(nn.Module):
         """k v^T of each head: (B, T, H, X) float32."""
         k, v = (x.float().unflatten(-1, (-1, self.head_dim)) for x in (k_BTD, v_BTD))
         return (k[..., :, None] * v[..., None, :]).flatten(3)
+
+    def _continue(self, u_BTHX: Tensor, lengths_B: Tensor | None, state: H3State) -> Tensor:
+        kv_BTHX, state.h_BHXN = self.diagonal.goes_on(u_BTHX, state.h_BHXN, lengths_B)
+        return kv_BTHX
 
     def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> H3State:
         heads, states = self.diagonal.C.shape

@@ -28,7 +28,8 @@ from model.init import linear_
 from model.kernels.scan import linear_scan
 from model.layers.norm import rms_norm
 from model.roles import Role
-from model.segments import Segments, by_document
+from model.segments import Segments, by_document, first
+from model.state import Fixed
 
 GATE_RANK = 16
 TEMPERATURE = 16.0  # tau of section 4.4: gates start near 1
@@ -36,11 +37,8 @@ FLOOR = -2.0  # of log alpha
 
 
 @dataclass
-class LinearState:
+class LinearState(Fixed):
     S_BHKV: Tensor  # float32
-
-    def select(self, rows: Tensor) -> "LinearState":
-        return LinearState(self.S_BHKV[rows])
 
 
 class LinearAttention(nn.Module):
@@ -68,9 +66,15 @@ class LinearAttention(nn.Module):
             if state is None:
                 o_BTV = by_document(lambda qkv, z, _: self._mix(qkv, z, None)[0], segments, qkv, z_BTK)
             else:
-                o_BTV, state.S_BHKV = self._mix(qkv, z_BTK, state.S_BHKV, segments.real_BT)
+                o_BTV = self._continue(qkv, z_BTK, segments.real_BT, state)
+                T = x_BTD.shape[1]
+                state.absorbed(T, segments.lengths_B, lambda n_B: self._continue(qkv, z_BTK, first(n_B, T), state))
         o = self.norm(o_BTV.unflatten(-1, (self.n_heads, self.v_dim))).flatten(-2).to(r_BTV.dtype)
         return self.out(o * F.silu(r_BTV)), state
+
+    def _continue(self, qkv_BTE: Tensor, z_BTK: Tensor, real_BT: Tensor | None, state: LinearState) -> Tensor:
+        o_BTV, state.S_BHKV = self._mix(qkv_BTE, z_BTK, state.S_BHKV, real_BT)
+        return o_BTV
 
     def _mix(
         self, qkv_BTE: Tensor, z_BTK: Tensor, S_BHKV: Tensor | None, real_BT: Tensor | None = None
@@ -131,4 +135,4 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, S: Tensor | None, chunk:
     added[:, :, 0] += decay[:, :, 0] * S
     after = linear_scan(decay.flatten(0, 1), added.flatten(0, 1)).view_as(added)
     before = torch.cat((S[:, :, None], after[:, :, :-1]), 2)
-    return (scores @ v + Q @ before).flatten(2, 3)[:, :, :T], after[:, :, -1]
+    return (scores @ v + Q @ before).flatten(2, 3)[:, :, :T], after[:, :, -1].clone()  # a view would keep all of them

@@ -29,21 +29,19 @@ from model.kernels.ssd import ssd
 from model.layers.causal_conv import CausalConv, ConvState
 from model.layers.norm import RMSNorm
 from model.roles import Role
-from model.segments import Segments, by_document
+from model.segments import Segments, by_document, first
+from model.state import Fixed
 
 DT_RANGE = (0.001, 0.1)  # at initialisation, log-uniform (the paper's code)
 A_RANGE = (1.0, 16.0)  # -A at initialisation, uniform
 
 
 @dataclass
-class Mamba2State:
+class Mamba2State(Fixed):
     """What a row remembers, whatever its length: the convolution's last inputs, and h in float32."""
 
     conv: ConvState
     h_BGNEP: Tensor
-
-    def select(self, rows: Tensor) -> "Mamba2State":
-        return Mamba2State(self.conv.select(rows), self.h_BGNEP[rows])
 
 
 class Mamba2(nn.Module):
@@ -83,10 +81,16 @@ class Mamba2(nn.Module):
         if state is None:
             y = self._train(xBC, dt_BTH, segments)
         else:
-            if segments.real_BT is not None:
-                dt_BTH = dt_BTH * segments.real_BT[..., None]  # no time passes at a pad: it leaves h as it is
-            y, state.h_BGNEP = self._scan(xBC, dt_BTH, state.h_BGNEP)
+            T = x_BTD.shape[1]
+            y = self._continue(xBC, dt_BTH, segments.real_BT, state)
+            state.absorbed(T, segments.lengths_B, lambda n_B: self._continue(xBC, dt_BTH, first(n_B, T), state))
         return self.out_proj(self.norm(y * F.silu(z))), state
+
+    def _continue(self, xBC: Tensor, dt_BTH: Tensor, real_BT: Tensor | None, state: Mamba2State) -> Tensor:
+        if real_BT is not None:
+            dt_BTH = dt_BTH * real_BT[..., None]  # no time passes at a pad: it leaves h as it is
+        y, state.h_BGNEP = self._scan(xBC, dt_BTH, state.h_BGNEP)
+        return y
 
     def _train(self, xBC: Tensor, dt_BTH: Tensor, segments: Segments) -> Tensor:
         kernel = fused_scan() if xBC.is_cuda else None

@@ -24,20 +24,18 @@ from model.kernels.scan import linear_scan
 from model.layers.causal_conv import CausalConv, ConvState
 from model.roles import Role
 from model.segments import Segments
+from model.state import Fixed
 
 C = 8.0
 A_RANGE = (0.9, 0.999)  # a^c at initialisation (section 2.4): uniform, with the gate open
 
 
 @dataclass
-class RgLruState:
+class RgLruState(Fixed):
     """What a row remembers, whatever its length: the convolution's last inputs, and h in float32."""
 
     conv: ConvState
     h_BC: Tensor
-
-    def select(self, rows: Tensor) -> "RgLruState":
-        return RgLruState(self.conv.select(rows), self.h_BC[rows])
 
 
 class RecurrentBlock(nn.Module):
@@ -63,7 +61,8 @@ class RecurrentBlock(nn.Module):
             h = self.rg_lru(x, segments.starts_BT, reset=not segments.whole)
         else:
             h = self.rg_lru(x, segments.positions_BT == 0, state.h_BC)
-            state.h_BC = _last(h, state.h_BC, segments.lengths_B)
+            _keep_last(h, segments.lengths_B, state)
+            state.absorbed(x.shape[1], segments.lengths_B, lambda n_B: _keep_last(h, n_B, state))
         return self.linear_out(gate * h.to(gate.dtype)), state
 
     def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> RgLruState:
@@ -131,9 +130,11 @@ class RgLru(nn.Module):
         self.recurrent_param.copy_(torch.log(torch.expm1(-self.recurrent_param.log() / C)))  # softplus's inverse
 
 
-def _last(h_BTC: Tensor, before_BC: Tensor, lengths_B: Tensor | None) -> Tensor:
+def _keep_last(h_BTC: Tensor, lengths_B: Tensor | None, state: RgLruState) -> None:
     """Each row's h after its real tokens; the one before if it has none."""
     if lengths_B is None:
-        return h_BTC[:, -1]
+        state.h_BC = h_BTC[:, -1].clone()  # a view would keep all of them
+        return
     rows = torch.arange(h_BTC.shape[0], device=h_BTC.device)
-    return torch.where(lengths_B[:, None] > 0, h_BTC[rows, (lengths_B - 1).clamp(min=0)], before_BC)
+    last_BC = h_BTC[rows, (lengths_B - 1).clamp(min=0)]
+    state.h_BC = torch.where(lengths_B[:, None] > 0, last_BC, state.h_BC)

@@ -12,7 +12,7 @@ one scaled_dot_product_attention, the G global keys and the blocks that its wind
     keys    [ global | block b-2 | block b-1 | block b ]      causal, W = 2 C: nothing more is in reach
 
 Blocks far from a document's ends share one C x (G + W + C) mask and are one batch; the few others have their own.
-For generation a ring of the last W keys, and the global ones, are kept, however long the text is (state.py).
+For generation a ring of the last W keys, and the global ones, are kept, however long the text is (kv_cache.py).
 
 Shapes as in attention.py; N blocks, C their length, S keys that a block meets.
 """
@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kv_cache import WindowCache
 from model.layers.attention import Attention, attend
 from model.layers.rope import Rope
 from model.segments import Segments
-from model.state import WindowCache
 
 
 class Window(Attention):
@@ -96,7 +96,7 @@ class Window(Attention):
                 cache.write(k, v, p_BT, real_BT)
             used = cache.used((segments.earlier or 0) + start + one)
             held_BS = cache.positions(p_BT[:, 0] + one)[:, :used]
-            keys, values = (x[:, :, :used].to(q.dtype) for x in (cache.k_BKSD, cache.v_BKSD))
+            keys, values = cache.read(used, q.dtype)
             if not one:
                 held_BS = torch.cat((held_BS, p_BT), 1)
                 keys, values = torch.cat((keys, k.transpose(1, 2)), 2), torch.cat((values, v.transpose(1, 2)), 2)
@@ -115,8 +115,8 @@ class Window(Attention):
 
     def new_state(self, batch: int, max_len: int, device: torch.device | str, dtype: torch.dtype) -> WindowCache:
         self._check_causal()
-        first, ring = min(self.global_tokens, max_len), min(self.window, max_len)
-        return WindowCache.empty(batch, self.n_kv_heads, first, ring, self.head_dim, device, dtype)
+        limits = self.global_tokens, self.window
+        return WindowCache.empty(batch, self.n_kv_heads, limits, max_len, self.head_dim, device, dtype)
 
     def _keys_seen(self, span_N: Tensor) -> Tensor:
         """Not counting the other keys that its block meets.

@@ -157,9 +157,9 @@ def test_generation_past_several_windows_follows_the_full_forward(model):
 def test_the_state_does_not_grow_with_the_text(model):
     window = next(b.mixer for b in model.blocks if isinstance(b.mixer, Window))
     short, long = (window.new_state(2, n, "cpu", torch.float32) for n in (64, 100_000))
-    assert short.k_BKSD.shape == long.k_BKSD.shape
-    assert long.k_BKSD.shape[2] == model.config.window + model.config.global_tokens
-    assert window.new_state(2, 2, "cpu", torch.float32).k_BKSD.shape[2] <= 4
+    assert short.k.size == long.k.size
+    assert long.k.size[1] == model.config.window + model.config.global_tokens
+    assert window.new_state(2, 2, "cpu", torch.float32).k.size[1] <= 4
 
 
 def kept(T: int) -> int:
