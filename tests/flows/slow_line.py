@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -39,13 +38,6 @@ def short(ws: Any) -> dict:
     return polite(ws, 120)
 
 
-def parent(ws: Any) -> dict:
-    """Starts a process that neither knows of this one's end nor ends with it."""
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    Path(ws.artifacts.store.url, "child").write_text(str(child.pid), encoding="utf-8")
-    return polite(ws)
-
-
 def shown(run: Any) -> Callable[[Any], dict]:
     """The same, once Prefect has the flow run."""
 
@@ -67,7 +59,7 @@ def main(store: Path, kind: str) -> int:
         return 0
     with quiet(store / "line.log") as console:
         runs: list[Any] = []
-        work = {"polite": polite, "deaf": deaf, "short": short, "parent": parent, "shown": shown(runs)}[kind]
+        work = {"polite": polite, "deaf": deaf, "short": short, "shown": shown(runs)}[kind]
         runs.append(fake_run(store, {"corpus": lambda ws: {}, "train": work, "evaluate": lambda ws: {}}, console))
         runs[0].source = "slow"
         return ending(runs[0], console)
