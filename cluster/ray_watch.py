@@ -5,7 +5,7 @@
 
 So a thread looks at both processes, twice a second, or at the head's port of a cluster that was joined; once one has
 ended, it interrupts the main thread, whatever that waits for, and `during` raises RayLost there. A new Ray can then be
-started in the same process.
+started in the same process. Where the main thread is in a call into Ray that nothing interrupts, the process is ended.
 
 A worker that dies is replaced by Ray without a word: `lost_workers` has its name.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -32,11 +33,12 @@ IDLE_SECONDS = 20.0
 AGAIN_SECONDS = 2.0  # an interrupt that came while an exception was being dropped is sent again
 HEAD_SECONDS = 30.0  # without an answer: a head may be restarted, and Ray's C++ waits for a minute
 CONNECT_SECONDS = 2.0  # between two looks at it, each of which is a connection
+STUCK_SECONDS = 120.0  # in which the main thread hears of a loss, and in which a lost Ray is put away
 GRACE_SECONDS = 2.0  # in which the process's end is seen, after what came of it
 # Unlike others it does nothing where nobody waits for it, and means nothing to a batch system.
 INTERRUPT = signal.SIGURG
-# How long Ray asks for a GCS that is gone, before it ends this process: twice its default, so that a slow machine has
-# the time to end it in order. What a killed driver leaves looks for its GCS as long.
+# How long Ray's other processes ask for a GCS that is gone, before they end: twice its default, so that a slow machine
+# has the time to end them in order. (This one's own patience: ray_local.py.)
 SYSTEM_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 120}
 NAMES = {"raylet": "raylet", "gcs_server": "GCS"}
 _log = logging.getLogger(__name__)
@@ -140,8 +142,11 @@ class Watch:
                 _log.error("%s", problem)
                 break
             self.see_children()
-        quiet = 0.0
+        quiet = stuck = 0.0
         while not self._stopped.is_set() and quiet < IDLE_SECONDS:
+            stuck = stuck + AGAIN_SECONDS if self._waiting else 0.0
+            if stuck > STUCK_SECONDS:
+                end_process(self.problem())
             if self._waiting:
                 signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
             quiet = 0.0 if self._waiting else quiet + AGAIN_SECONDS
@@ -198,6 +203,25 @@ class HeadWatch(Watch):
             f"The head of the Ray cluster at {host}:{port} {what} ({why}). Start it again, or take its address away to "
             "use this machine."
         )
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float, problem: str) -> Iterator[None]:
+    """What runs within this takes no longer: else the process is ended."""
+    timer = threading.Timer(seconds, end_process, [problem])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def end_process(problem: str) -> None:
+    """End this process, which is in a call into a lost Ray that never returns; flows/last_words.py says so."""
+    _log.error("%s This process waits for it in a call that nothing interrupts, and is ended.", problem)
+    logging.shutdown()
+    os._exit(1)
 
 
 def lost_workers() -> dict[str, str]:

@@ -125,6 +125,36 @@ def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> No
             raylet.kill()
 
 
+STUCK = """
+import subprocess, time
+from cluster import ray_watch
+ray_watch.STUCK_SECONDS = 1.0
+raylet = subprocess.Popen(["sleep", "60"])
+with ray_watch.Watch({"raylet": raylet}).during(again=True):
+    raylet.kill()
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("not heard", flush=True)
+"""
+BURIED = """
+import time
+from cluster.ray_watch import ends_within
+with ends_within(60, "in time"):
+    pass
+with ends_within(1, "Ray's GCS ended."):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [STUCK, BURIED])
+def test_a_process_in_a_call_that_nothing_interrupts_is_ended(code: str) -> None:
+    """Ray's own client waits for its head for as long as it is told to, and hears no signal meanwhile."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=50)
+    assert done.returncode == 1 and "a call that nothing interrupts, and is ended" in done.stderr
+
+
 def test_a_joined_cluster_whose_head_goes_away_is_lost_and_one_that_comes_back_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
