@@ -3,9 +3,10 @@
     raylet killed   a call that waits for a task waits for ever
     GCS killed      after a minute of asking, Ray's C++ ends the driver: exit code 1, no exception, no line
 
-So a thread looks at both processes, twice a second, or at the head's port of a cluster that was joined; once one has
-ended, it interrupts the main thread, whatever that waits for, and `during` raises RayLost there. A new Ray can then be
-started in the same process. Where the main thread is in a call into Ray that nothing interrupts, the process is ended.
+So a thread waits for the end of both processes, which it sees at once, or looks at the head's port of a cluster that
+was joined; it then interrupts the main thread, whatever that waits for, and `during` raises RayLost there. A new Ray
+can be started in the same process. Where the main thread is in a call into Ray that nothing interrupts, the process is
+ended.
 
 A worker that dies is replaced by Ray without a word: `lost_workers` has its name.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -63,6 +65,7 @@ class Watch:
     def __init__(self, processes: Mapping[str, subprocess.Popen[Any]], idle: Callable[[], None] = lambda: None):
         self._processes = {NAMES[name]: process for name, process in processes.items() if name in NAMES}
         self._idle, self._stopped = idle, threading.Event()
+        self._ends = select.poll()
         # The raylet's, workers and agents. They are known by descent: an agent has its name only once it is up.
         self._children: set[psutil.Process] = set()
         self._waiting = False  # the main thread is within `during`
@@ -136,12 +139,26 @@ class Watch:
             raise KeyboardInterrupt  # which Ray's calls, and nothing of ours, let through
 
     def _look(self) -> None:
-        while not self._stopped.wait(LOOK_SECONDS):
+        with contextlib.ExitStack() as at_end:
+            for process in self._processes.values():
+                with contextlib.suppress(AttributeError, OSError):  # no Linux, or it has ended
+                    descriptor = os.pidfd_open(process.pid)
+                    at_end.callback(os.close, descriptor)
+                    self._ends.register(descriptor, select.POLLIN)
+            self._wait_for_end()
+        self._interrupt_main()
+
+    def _wait_for_end(self) -> None:
+        """Look now and then, and as soon as a process ends: the driver's next call into a lost Ray may be its last."""
+        while not self._stopped.is_set():
+            self._ends.poll(1000 * LOOK_SECONDS)
             problem = self._see()
             if problem and not self._stopped.is_set():
                 _log.error("%s", problem)
                 break
             self.see_children()
+
+    def _interrupt_main(self) -> None:
         quiet = stuck = 0.0
         while not self._stopped.is_set() and quiet < IDLE_SECONDS:
             stuck = stuck + AGAIN_SECONDS if self._waiting else 0.0

@@ -125,6 +125,17 @@ def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> No
             raylet.kill()
 
 
+def test_the_end_of_a_process_is_seen_at_once_and_not_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's C++ ends the driver at its next read of the lost raylet's shared memory."""
+    monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 600.0)
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        watch = Watch({"gcs_server": gcs})
+        with pytest.raises(RayLost, match="GCS"), watch.during(again=True):
+            gcs.kill()
+            time.sleep(60)
+        watch.stop()
+
+
 STUCK = """
 import subprocess, time
 from cluster import ray_watch
