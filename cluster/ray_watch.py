@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,9 @@ IDLE_SECONDS = 20.0
 AGAIN_SECONDS = 2.0  # an interrupt that came while an exception was being dropped is sent again
 HEAD_SECONDS = 30.0  # without an answer: a head may be restarted, and Ray's C++ waits for a minute
 CONNECT_SECONDS = 2.0  # between two looks at it, each of which is a connection
-STUCK_SECONDS = 120.0  # in which the main thread hears of a loss, and in which a lost Ray is put away
+STUCK_SECONDS = 90.0  # in which the main thread hears of a loss, and in which a lost Ray is put away
+DEAF_SECONDS = 10.0  # without a connection to a GCS of this machine
+LOCKING = ("importlib", "logging")
 GRACE_SECONDS = 2.0  # in which the process's end is seen, after what came of it
 # Unlike others it does nothing where nobody waits for it, and means nothing to a batch system.
 INTERRUPT = signal.SIGURG
@@ -60,15 +63,23 @@ class Watch:
     Args:
         processes: by Ray's names for them, of which NAMES are looked at.
         idle: called once, in a thread, if one has ended and nothing runs in `during` for IDLE_SECONDS.
+        head: host and port of the GCS, which may live on without listening any more: so it does after SIGTERM.
     """
 
-    def __init__(self, processes: Mapping[str, subprocess.Popen[Any]], idle: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        processes: Mapping[str, subprocess.Popen[Any]],
+        idle: Callable[[], None] = lambda: None,
+        head: tuple[str, int] | None = None,
+    ):
+        self._head, self._deaf, self._next, self._answered = head, "", time.monotonic(), time.monotonic()
         self._processes = {NAMES[name]: process for name, process in processes.items() if name in NAMES}
         self._idle, self._stopped = idle, threading.Event()
         self._ends = select.poll()
         # The raylet's, workers and agents. They are known by descent: an agent has its name only once it is up.
         self._children: set[psutil.Process] = set()
         self._waiting = False  # the main thread is within `during`
+        self._locked = 0  # what `_locked` was at its beginning
         self._thread = threading.Thread(target=self._look, name="ray-watch", daemon=True)
         self._thread.start()
 
@@ -80,10 +91,18 @@ class Watch:
                 how = f"was ended by {_name_of(-code)}" if code < 0 else f"ended with code {code}"
                 memory = " (which is also what the system does when memory runs out)" if code == -signal.SIGKILL else ""
                 return f"Ray's {name} on this machine, process {process.pid}, {how}{memory}."
-        return ""
+        return self._deaf
 
     def _see(self) -> str:
         """The same, after a look; the thread's own."""
+        now = time.monotonic()
+        if self._head and now >= self._next:
+            self._next = now + CONNECT_SECONDS
+            if not silence(self._head):
+                self._answered = now
+            elif now - self._answered > DEAF_SECONDS:
+                number = next((p.pid for name, p in self._processes.items() if name == "GCS"), 0)
+                self._deaf = f"Ray's GCS on this machine, process {number}, does not listen any more."
         return self.problem()
 
     def stop(self) -> None:
@@ -110,6 +129,7 @@ class Watch:
             RayLost: it has ended; instead of whatever came of that.
         """
         here = threading.current_thread() is threading.main_thread()
+        self._locked = _locked(sys._getframe())
         old = signal.signal(INTERRUPT, self._interrupt) if here else None
         self._waiting = here
         try:
@@ -134,8 +154,8 @@ class Watch:
             time.sleep(0.1)
         return problem
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._waiting and self.problem():
+    def _interrupt(self, _number: int, frame: FrameType | None) -> None:
+        if self._waiting and self.problem() and _locked(frame) <= self._locked:  # else at the next interrupt
             raise KeyboardInterrupt  # which Ray's calls, and nothing of ours, let through
 
     def _look(self) -> None:
@@ -191,7 +211,7 @@ class HeadWatch(Watch):
         now = time.monotonic()
         if now >= self._next:
             self._next = now + CONNECT_SECONDS
-            why = self._silence()
+            why = silence(self._place)
             if not why:
                 self._answered = now
             elif now - self._answered > HEAD_SECONDS:
@@ -202,17 +222,9 @@ class HeadWatch(Watch):
         """As above; what has failed at a head that is silent has failed by that, and need not wait for more."""
         if isinstance(error, Stopped | UserError):  # which Ray's end doesn't bring about
             return ""
-        if not self._problem and (why := self._silence()):
+        if not self._problem and (why := silence(self._place)):
             self._tell("does not answer", why)
         return self._problem
-
-    def _silence(self) -> str:
-        """Why nothing answers; "" where something does."""
-        try:
-            socket.create_connection(self._place, timeout=CONNECT_SECONDS).close()
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
 
     def _tell(self, what: str, why: str) -> None:
         host, port = self._place
@@ -263,6 +275,27 @@ def lost_workers() -> dict[str, str]:
             why = "Ray ended it, because memory ran out" if memory else "it was killed or crashed"
             found[worker.worker_address.worker_id.hex()] = f"process {worker.pid}: {why}"
     return found
+
+
+def silence(place: tuple[str, int]) -> str:
+    """Why nothing answers there; "" where something does: a process that is held, too, by its kernel."""
+    try:
+        socket.create_connection(place, timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _locked(frame: FrameType | None) -> int:
+    """How many frames from this one outwards are of modules that hold a lock of the whole process, and could keep it.
+
+    An exception out of a signal may come between their taking it and their `try`.
+    """
+    count = 0
+    while frame is not None:
+        count += frame.f_globals.get("__name__", "").partition(".")[0] in LOCKING
+        frame = frame.f_back
+    return count
 
 
 def _name_of(number: int) -> str:

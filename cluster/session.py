@@ -285,7 +285,7 @@ class Session:
 
                 started = worker._global_node.all_processes  # type: ignore[union-attr]
                 processes = {name: found[0].process for name, found in started.items() if found}
-                self._watch = watch = Watch(processes, lambda: self._bury(watch))
+                self._watch = watch = Watch(processes, lambda: self._bury(watch), _head(None))
         self._ours = True
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
