@@ -258,20 +258,21 @@ def lost_workers() -> dict[str, str]:
 
     Asks Ray's head, in milliseconds. None are known where Ray is reached by `ray://`, from outside its cluster.
     """
+    import ray
     from ray._private.state import state
     from ray.core.generated import common_pb2, gcs_pb2
     from ray.util.client import ray as client
 
     if client.is_connected():
         return {}
-    import ray
-
+    rows: Any = gcs_pb2  # generated: no type checker sees their names
+    kinds: Any = common_pb2
     job, found = ray.get_runtime_context().get_job_id(), {}
-    for row in state._connect_and_get_accessor().get_worker_table():
-        worker = gcs_pb2.WorkerTableData.FromString(row)
-        crashed = worker.exit_type in (common_pb2.SYSTEM_ERROR, common_pb2.NODE_OUT_OF_MEMORY)
-        if not worker.is_alive and worker.worker_type == common_pb2.WORKER and worker.job_id.hex() == job and crashed:
-            memory = worker.exit_type == common_pb2.NODE_OUT_OF_MEMORY
+    for text in state._connect_and_get_accessor().get_worker_table():
+        worker = rows.WorkerTableData.FromString(text)
+        crashed = worker.exit_type in (kinds.SYSTEM_ERROR, kinds.NODE_OUT_OF_MEMORY)
+        if not worker.is_alive and worker.worker_type == kinds.WORKER and worker.job_id.hex() == job and crashed:
+            memory = worker.exit_type == kinds.NODE_OUT_OF_MEMORY
             why = "Ray ended it, because memory ran out" if memory else "it was killed or crashed"
             found[worker.worker_address.worker_id.hex()] = f"process {worker.pid}: {why}"
     return found
