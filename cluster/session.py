@@ -18,12 +18,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster import ray_local
 from cluster.errors import UserError
 from cluster.ray_address import check_address, parse_address
-from cluster.ray_watch import SYSTEM_CONFIG, HeadWatch, RayLost, Watch, lost_workers
+from cluster.ray_watch import STUCK_SECONDS, SYSTEM_CONFIG, HeadWatch, RayLost, Watch, ends_within, lost_workers
 
 # Read by Ray when it is imported or started. `setdefault`: what the user has set wins.
 QUIET = {
@@ -229,18 +230,22 @@ class Session:
         with self._burial:
             if self._watch is watch:
                 watch.stop()
-                if self._watches_own:
-                    watch.see_children()
-                    worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
-                    watch.end_children()
-                self.close()
+                with ends_within(STUCK_SECONDS, watch.problem()):
+                    if self._watches_own:
+                        watch.see_children()
+                        node = worker._global_node
+                        node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
+                        watch.end_children()
+                    self.close()
 
     def _run(self, ready: threading.Event, closing: threading.Event) -> None:
+        before = {child.pid for child in psutil.Process().children()}
         try:
             self._start()
             self._started = True
         except (Exception, SystemExit) as error:  # Ray's start-up may call sys.exit
             self._error = error
+            ray_local.end_started(before)  # it leaves what it has begun with, and the next try begins anew
         ready.set()
         closing.wait()
 
@@ -280,7 +285,7 @@ class Session:
 
                 started = worker._global_node.all_processes  # type: ignore[union-attr]
                 processes = {name: found[0].process for name, found in started.items() if found}
-                self._watch = watch = Watch(processes, lambda: self._bury(watch))
+                self._watch = watch = Watch(processes, lambda: self._bury(watch), _head(None))
         self._ours = True
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,14 +6,14 @@
 
 Ray ends its driver by `_exit(1)` where its cluster's head is away for a minute, and where its raylet goes while the
 driver reads its shared memory; nothing of Python's runs then. Ray's agents then look for their head for two minutes
-more. What a run has started is known by a mark in its environment, which is this run's own.
+more. They are known by descent, looked at while the run lives: they write their names over their environments.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -27,18 +27,17 @@ if TYPE_CHECKING:
 
 DONE = b"\0"
 SHOW_CURSOR = b"\x1b[?25h"
-MARK = "TOKENMILL_RUN"  # a variable that whatever this run starts inherits
+LOOK_SECONDS = 3.0  # between two looks at what the run has started
 GRACE_SECONDS = 6.0  # for what ends by itself: Prefect's embedded API takes up to four
 
 
 @contextlib.contextmanager
 def said(run: Run) -> Iterator[None]:
     """Should this process end within this, the run's screen has the words, and nothing of the run lives on."""
-    mark = secrets.token_hex(16)
     try:
         screen = run.screen.console.file.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), mark],
+            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=screen,
             start_new_session=True,  # a terminal's Ctrl-C is the run's
@@ -50,11 +49,9 @@ def said(run: Run) -> Iterator[None]:
     with contextlib.suppress(OSError):
         process.stdin.write(words(run).encode())
         process.stdin.flush()
-    os.environ[MARK] = mark
     try:
         yield
     finally:
-        os.environ.pop(MARK, None)
         with contextlib.suppress(OSError):
             process.stdin.write(DONE)
             process.stdin.close()
@@ -75,35 +72,59 @@ def words(run: Run) -> str:
     )
 
 
-def _wait(mark: str) -> None:
+def _wait(run: int) -> None:
     """The small process; it needs nothing of ours."""
-    text = sys.stdin.buffer.read()
+    text, started = b"", {}
+    while True:
+        if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+            part = os.read(sys.stdin.fileno(), 1 << 16)
+            text += part
+            if not part:
+                break
+        else:
+            started |= descendants(run)
     if text.endswith(DONE):
         return
+    started |= descendants(run)
     shown = SHOW_CURSOR if sys.stdout.isatty() else b""  # which a bar had hidden
     with contextlib.suppress(OSError):
         sys.stdout.buffer.write(shown + text)
         sys.stdout.buffer.flush()
-        sys.stdout.close()  # whoever reads the screen need not wait for the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads the screen need not wait longer
     time.sleep(GRACE_SECONDS)
-    while _end_marked(f"{MARK}={mark}".encode()):
-        time.sleep(1)
+    end(started)
 
 
-def _end_marked(mark: bytes) -> int:
-    """Kill the processes whose environment has the mark; how many there were. (On Linux; elsewhere none are known.)"""
-    ended = 0
-    for folder in Path("/proc").glob("[0-9]*"):
+def descendants(run: int) -> dict[int, int]:
+    """Number -> start time, in the kernel's ticks, of what a process and its children have started; on Linux."""
+    found = {int(folder.name): seen for folder in Path("/proc").glob("[0-9]*") if (seen := _look(folder))}
+    below = {run}
+    while more := {number for number, (parent, _) in found.items() if parent in below} - below:
+        below |= more
+    return {number: found[number][1] for number in below - {run, os.getpid()}}
+
+
+def end(started: dict[int, int]) -> None:
+    """Kill these processes, unless their numbers are others' by now."""
+    for number, when in started.items():
         with contextlib.suppress(OSError):
-            process = os.pidfd_open(int(folder.name))  # the number may be another's by the time of the signal
+            process = os.pidfd_open(number)
             try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                seen = _look(Path(f"/proc/{number}"))
+                if seen and seen[1] == when:
                     signal.pidfd_send_signal(process, signal.SIGKILL)
-                    ended += 1
             finally:
                 os.close(process)
-    return ended
+
+
+def _look(folder: Path) -> tuple[int, int] | None:
+    """(parent, start time) of /proc/NUMBER; None: it is gone."""
+    try:
+        fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()  # before: its name, with anything in it
+    except OSError:
+        return None
+    return int(fields[1]), int(fields[19])
 
 
 if __name__ == "__main__":
-    _wait(sys.argv[1])
+    _wait(int(sys.argv[1]))

@@ -135,7 +135,7 @@ def baseline(folder: Path, whole: Path, manifests: list[Manifest], victim: str, 
     kept = folder / f"baseline-{service}.json"
     with claimed(folder, kept.stem, wait=True):
         if not kept.exists():
-            place = Place(folder / "runs" / kept.stem, whole, [], victim if victim in SERVICES else "rank", api)
+            place = Place(folder / "runs" / kept.stem, whole, [], victim if victim in SERVICES else "raylet", api)
             try:
                 kept.write_text(json.dumps(kill_sweep.undisturbed(place, manifests), indent=1), encoding="utf-8")
             finally:

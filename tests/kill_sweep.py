@@ -43,6 +43,7 @@ class Screen:
 
     process: subprocess.Popen[str]
     lines: list[tuple[float, str]] = field(default_factory=list)
+    ended: float = 0.0  # when `end` saw it
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -72,6 +73,7 @@ class Screen:
         """The exit code, once the process has ended and all is read."""
         self.wait()
         code = self.process.wait()
+        self.ended = self.ended or time.monotonic()
         self._thread.join(GONE_SECONDS)
         return code
 
@@ -119,12 +121,14 @@ class Sweep:
             screen = None
             for cell in cells:
                 until = cell.stage if with_its_stage else wanted[-1]
+                if screen and with_its_stage:
+                    self._end(screen)
                 if screen is None or screen.process.poll() is not None:
                     screen = self._start(until)
                 screen = self._cell(cell, screen, until)
                 self._compare(cell)
                 keep(cell)
-            if screen and screen.process.poll() is None:
+            if screen:
                 self._end(screen)
             last = self._start(wanted[-1])
             if code := self._end(last):
@@ -174,7 +178,7 @@ class Sweep:
             _hold(victims, screen.process)
         done = screen.wait(lambda: not last and screen.done(cell.stage) is not None)
         cell.code = None if done else self._end(screen)
-        spent = (screen.done(cell.stage) if done else time.monotonic()) or time.monotonic()
+        spent = (screen.done(cell.stage) if done else None) or screen.ended
         cell.said, cell.equal = sentence(screen.text(struck), cell.code or 0), True
         cell.lost = spent - struck - self.undisturbed[cell.stage]
         if done:
@@ -235,7 +239,7 @@ def has_begun(folder: Path, stage: str, driver: psutil.Process) -> bool:
         return any(file.stat().st_size for file in events)
     if not any(folder.glob("out-*/")):
         return False
-    if stage == "release" or any(folder.glob("out-*/*")):
+    if stage == "release" or any(file.name != "events.jsonl" for file in folder.glob("out-*/*")):
         return True
     return any(IS["rank"](child.name(), " ".join(child.cmdline())) for child in driver.children(recursive=True))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_stage import Config, stage
 
+from cluster import ray_local
 from cluster.data.streaming import gather
 from cluster.errors import UserError
 from cluster.session import ClusterConfig, Session
@@ -56,6 +59,44 @@ def test_a_start_that_failed_raises_and_the_next_call_tries_again() -> None:
         session.ensure()
     assert session.ensure() is session and session.starts == 2
     session.close()
+
+
+def test_a_start_that_failed_leaves_nothing_of_ray_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray leaves its head and its raylet running where it waits in vain for the one to know of the other."""
+    program = tmp_path / "ray" / "gcs_server"
+    program.parent.mkdir()
+    program.symlink_to(shutil.which("sleep") or "sleep")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__file__=str(tmp_path / "ray" / "__init__.py")))
+
+    class Failing(Session):
+        def _start(self) -> None:
+            for words in ([str(program), "600"], ["sleep", "600"]):
+                started.append(subprocess.Popen(words))
+            raise RuntimeError("timed out during startup")
+
+    started: list[subprocess.Popen[bytes]] = [subprocess.Popen([str(program), "600"])]
+    with pytest.raises(ConnectionError, match="timed out"):
+        Failing().ensure()
+    before, of_ray, other = started
+    assert of_ray.wait(60) == -signal.SIGKILL
+    assert before.poll() is None and other.poll() is None
+    for one in (before, other):
+        one.kill()
+        one.wait()
+
+
+def test_the_patience_with_a_head_that_has_gone_is_this_process_s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Ray's C++ ends the process a minute later, when another Ray has long taken the place of the lost one."""
+    import ray._raylet
+
+    (name,) = ray_local.OURS
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    told: list[str | None] = []
+    monkeypatch.setattr(ray._raylet, "Config", SimpleNamespace(initialize=lambda _: told.append(os.environ.get(name))))
+    with ray_local.starting():
+        assert name not in os.environ, "what Ray starts here would look for its head as long"
+    assert told == [str(24 * 3600)]
 
 
 def test_a_stop_while_ray_starts_is_not_waited_for() -> None:

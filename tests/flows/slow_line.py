@@ -2,7 +2,6 @@
 
 polite    works for a minute, and stops where it is asked to
 brief     the same for a second
-parent    the same as polite, with a child that outlives it; STORE/child has its id
 deaf      works for five minutes, whatever it is asked; STORE/heard says that it was
 shown     works for two seconds, longer than Prefect waits for the next news of them, once Prefect has the flow run
 refused   works for a second, once it is known that Prefect isn't there
@@ -12,7 +11,6 @@ server    nothing but Prefect's embedded API
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -49,13 +47,6 @@ def deaf(ws: Any) -> dict:
     return {}
 
 
-def parent(ws: Any) -> dict:
-    """Starts a process that neither knows of this one's end nor ends with it."""
-    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    Path(ws.artifacts.store.url, "child").write_text(str(child.pid), encoding="utf-8")
-    return polite(ws)
-
-
 def once(true: Callable[[], object], steps: int) -> Callable[[Any], dict]:
     def work(ws: Any) -> dict:
         while not true():
@@ -77,7 +68,7 @@ def main(store: Path, kind: str) -> int:
         runs: list[Any] = []
         shown = once(lambda: runs[0].watcher.flow_run_id, 40)
         refused = once(lambda: runs[0].watcher._problem, 20)
-        kinds = {"polite": polite, "brief": once(lambda: True, 20), "deaf": deaf, "parent": parent, "refused": refused}
+        kinds = {"polite": polite, "brief": once(lambda: True, 20), "deaf": deaf, "refused": refused}
         work = (kinds | {"shown": shown, "patient": shown})[kind]
         prefect_mirror.PROGRESS_SECONDS = 0.5
         prefect_mirror.CLOSING_SECONDS = 60.0 if kind == "patient" else 4.0

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import last_words
+
 HERE = Path(__file__).parent
 
 
@@ -43,16 +45,42 @@ def lives(number: int) -> bool:
         return False
 
 
-def test_a_killed_run_says_so_with_the_command_to_go_on_and_ends_what_it_had_started(tmp_path: Path) -> None:
-    code, output = lines(tmp_path / "store", "parent", signal.SIGKILL)
+def test_a_killed_run_says_so_with_the_command_to_go_on(tmp_path: Path) -> None:
+    code, output = lines(tmp_path / "store", "polite", signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert "process has ended without a word: it was killed" in output
     assert output.count("the same command resumes:") == 1 and "run slow" in output.splitlines()[-1]
-    child = int((tmp_path / "store" / "child").read_text(encoding="utf-8"))
-    deadline = time.monotonic() + 60
-    while lives(child):
-        assert time.monotonic() < deadline, "what the run has started lives on"
-        time.sleep(0.1)
+
+
+def test_what_a_killed_run_had_started_ends_after_it() -> None:
+    """As Ray's agents, which write their names over their environments and would look for their head for minutes."""
+    starts = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {starts!r}], start_new_session=True)"
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as run,
+        subprocess.Popen(["sleep", "600"]) as other,
+        subprocess.Popen([sys.executable, last_words.__file__, str(run.pid)], stdin=subprocess.PIPE) as beside,
+    ):
+        assert run.stdout is not None
+        child = int(run.stdout.readline())
+        assert lives(child)
+        beside.communicate(b"words", timeout=60)  # the pipe ends as if the run had
+        deadline = time.monotonic() + 60
+        while lives(child):
+            assert time.monotonic() < deadline, "what the run has started lives on"
+            time.sleep(0.1)
+        assert lives(other.pid)
+        run.kill()
+        other.kill()
+
+
+def test_a_process_with_the_number_of_another_that_has_gone_is_left_alone() -> None:
+    with subprocess.Popen(["sleep", "600"]) as one:
+        (seen,) = [when for number, when in last_words.descendants(os.getpid()).items() if number == one.pid]
+        last_words.end({one.pid: seen - 1})
+        assert lives(one.pid)
+        last_words.end({one.pid: seen})
+        assert one.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("kind", "end", "code"), [("polite", signal.SIGINT, 130), ("brief", None, 0)])

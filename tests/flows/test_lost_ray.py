@@ -131,6 +131,90 @@ def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> No
             raylet.kill()
 
 
+def test_the_end_of_a_process_is_seen_at_once_and_not_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's C++ ends the driver at its next read of the lost raylet's shared memory."""
+    monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 600.0)
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        watch = Watch({"gcs_server": gcs})
+        with pytest.raises(RayLost, match="GCS"), watch.during(again=True):
+            gcs.kill()
+            time.sleep(60)
+        watch.stop()
+
+
+def test_a_head_that_lives_on_without_listening_is_lost_and_one_that_is_held_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ray's GCS after SIGTERM; a held process's kernel goes on taking connections."""
+    monkeypatch.setattr(ray_watch, "DEAF_SECONDS", 2.0)
+    monkeypatch.setattr(ray_watch, "CONNECT_SECONDS", 0.5)
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+            watch = Watch({"gcs_server": gcs}, head=listening.getsockname())
+            with watch.during(again=True):
+                time.sleep(4)
+        said = f"Ray's GCS on this machine, process {gcs.pid}, does not listen any more"
+        with pytest.raises(RayLost, match=said), watch.during(again=True):
+            time.sleep(60)
+        watch.stop()
+        gcs.kill()
+
+
+def test_an_interrupt_waits_while_a_lock_of_the_whole_process_is_held(tmp_path: Path) -> None:
+    """One that came within an import kept the lock of all imports, and every other thread waited for it for ever."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time\nfor _ in range(30):\n    time.sleep(0.1)\nwhole = True\n", encoding="utf-8"
+    )
+    code = f"""
+import subprocess, sys
+from cluster import ray_watch
+ray_watch.AGAIN_SECONDS = 0.2
+sys.path.insert(0, {str(tmp_path)!r})
+raylet = subprocess.Popen(["sleep", "60"])
+try:
+    with ray_watch.Watch({{"raylet": raylet}}).during(again=True):
+        raylet.kill()
+        import slow_to_import
+        print("whole", slow_to_import.whole)
+        import time
+        time.sleep(60)
+except ray_watch.RayLost:
+    print("lost")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.stdout.split() == ["whole", "True", "lost"], done.stderr
+
+
+STUCK = """
+import subprocess, time
+from cluster import ray_watch
+ray_watch.STUCK_SECONDS = 1.0
+raylet = subprocess.Popen(["sleep", "60"])
+with ray_watch.Watch({"raylet": raylet}).during(again=True):
+    raylet.kill()
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("not heard", flush=True)
+"""
+BURIED = """
+import time
+from cluster.ray_watch import ends_within
+with ends_within(60, "in time"):
+    pass
+with ends_within(1, "Ray's GCS ended."):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [STUCK, BURIED])
+def test_a_process_in_a_call_that_nothing_interrupts_is_ended(code: str) -> None:
+    """Ray's own client waits for its head for as long as it is told to, and hears no signal meanwhile."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=50)
+    assert done.returncode == 1 and "a call that nothing interrupts, and is ended" in done.stderr
+
+
 def test_a_joined_cluster_whose_head_goes_away_is_lost_and_one_that_comes_back_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
