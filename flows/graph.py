@@ -3,7 +3,7 @@
     corpus ─ filter ─┬─ tokenizer ─┬─ pack ─ pretrain ─ extend ─┬─ instruct ─ rlhf ─┬─ evaluate ─ release
                      └─────────────┘                            └─ evaluate-base ───┘
 
-Where a recipe has [quantize], that and `evaluate-quantized` stand before the release.
+Where a recipe has [quantize], that (after `qat` if it has one) and `evaluate-quantized` stand before the release.
 
 With `base = "…"` a trained model stands in the place of tokenizer and pretrain, and text may be left out.
 
@@ -105,6 +105,13 @@ def extending(recipe: Recipe) -> Any:
     return longer.model_copy(update={"weights": longer.weights or weights(recipe)})
 
 
+def aware(recipe: Recipe) -> Any:
+    """The training that `[quantize]` asks for, if it has a `qat`."""
+    from cluster.quantize.qat import qat_config
+
+    return qat_config(recipe.quantize, recipe.seed, weights(recipe)) if recipe.quantize else None
+
+
 def evaluating_quantized(recipe: Recipe) -> Any:
     """`[evaluate]`, once more, of a quantized model."""
     return recipe.evaluate if recipe.quantize else None
@@ -157,6 +164,7 @@ LINE: list[Place] = [
         "evaluate", "cluster.evaluate.evaluate:STAGE", ("model",), ("evaluation",),
         config=as_written("evaluate"), wanted=aligned, if_there=("tokens",),
     ),
+    Place("qat", "cluster.quantize.qat:STAGE", ("model", "tokens"), ("model",), table="quantize", config=aware),
     Place("quantize", "cluster.quantize.quantize:STAGE", ("model",), ("model",), if_there=("tokens",)),
     Place(
         "evaluate-quantized", "cluster.evaluate.evaluate:STAGE", ("model",), ("evaluation",), table="evaluate",

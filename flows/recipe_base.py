@@ -65,6 +65,8 @@ def conflicts(recipe: Recipe, layers: Layers) -> Iterator[Problem]:
         yield problem("instruct.replay", "needs [[sources]]: their text is what is replayed.")
     if recipe.quantize is not None and recipe.quantize.calibrated:
         yield problem("quantize.method", f"{recipe.quantize.method} needs [[sources]]: it looks at their text.")
+    if recipe.quantize is not None and recipe.quantize.qat is not None:
+        yield problem("quantize.qat", "needs [[sources]]: it trains on their text.")
 
 
 def quantized(base: BaseConfig) -> str | None:

@@ -129,6 +129,8 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
         lengths["instruct.train.seq_len"] = (recipe.instruct.train.seq_len, final)
     if recipe.rlhf:
         lengths["rlhf.train.seq_len"] = (recipe.rlhf.train.seq_len, final)
+    if recipe.quantize and recipe.quantize.qat:
+        lengths["quantize.qat.train.seq_len"] = (recipe.quantize.qat.train.seq_len, final)
     for key, (length, (where, longest)) in lengths.items():
         if length > longest:
             raised = "" if begins and not recipe.extend else f" or raise {where}"
@@ -145,6 +147,10 @@ def cross_checks(recipe: Recipe, layers: Layers) -> list[Problem]:
     trainings = {} if begins else {"train": recipe.train}
     trainings |= {"extend.train": recipe.extend.train} if recipe.extend else {}
     trainings |= {"instruct.train": recipe.instruct.train} if recipe.instruct else {}
+    aware = recipe.quantize.qat if recipe.quantize else None
+    trainings |= {"quantize.qat.train": aware.train} if aware else {}
+    if aware and (recipe.instruct or recipe.rlhf):
+        wrong("quantize.qat", "trains on text, which would undo [instruct] and [rlhf]: leave it out, for gptq or awq.")
     for key, train in trainings.items():
         problem = objective_problem(train, recipe.model)
         if problem:

@@ -70,6 +70,8 @@ def test_the_recipe_trains_and_its_loss_falls(name: str, session: Session, artif
         tiny += ["model.mup_base_width=32"]  # at the base width muP changes nothing
     if written.extend:
         tiny += ["extend.train.steps=60", "extend.train.batch_size=4", "extend.train.lr=1e-3"]
+    if written.quantize and written.quantize.qat:
+        tiny += ["quantize.qat.train.steps=30", "quantize.qat.train.batch_size=8", "quantize.qat.train.seq_len=64"]
     recipe = read_recipe(name, tiny)
     assert recipe.name == written.name and recipe.model.pattern == written.model.pattern
     last = "quantize" if recipe.quantize else "extend" if recipe.extend else "pretrain"

@@ -1,31 +1,31 @@
-"""A Llama-shaped model as one GGUF file, which llama.cpp and its kin read, and back; by the library `gguf`.
+"""A model as one GGUF file, which llama.cpp and its kin read; a Llama's is read back, too. By the library `gguf`.
 
-Its "llama" architecture turns RoPE's neighbours as we do, so queries and keys go out as they are. Matrices are F32, F16
-or Q8_0 (blocks of 32 values with a scale, by the library's own quantiser); norms stay F32. Read back, F32 and F16 keep
-their bits, and quantized blocks become the float32 numbers that they stand for.
+Which architectures are written is in gguf_architectures.py. Matrices are F32, F16, Q8_0, Q5_0 or Q4_0 (blocks of 32
+values with a scale, by the library's own quantiser, which has none for K-quants); norms and routers stay F32, and so
+do matrices whose rows aren't whole blocks. Read back, F32 and F16 keep their bits, and quantized blocks become the
+float32 numbers that they stand for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.data.tokenizer.foreign import own_info, with_turns
 from cluster.errors import UserError
+from cluster.interop.gguf_architectures import Architecture, architecture_for, tensors
 from cluster.interop.gguf_contents import ARCHITECTURE, check_keys, check_tensors, open_gguf
 from cluster.interop.gguf_tokenizer import describe_tokenizer, sentencepiece_model, tokenizer_info
 from cluster.interop.wide import plain_weights
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cluster.data.tokenizer.tokenizer import Tokenizer
     from model.config import ModelConfig
     from model.interop.convert import Converted
 
+ENDS, ROUTER = ("token_embd.weight", "output.weight"), "ffn_gate_inp"
 MATRICES = {"out": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
@@ -46,7 +46,7 @@ def export_gguf(source: Path, target: Path, precision: str = "f16") -> int:
     if target.exists():
         raise UserError(f"{target} is there already.")
     config, tokenizer = load_config(source), Tokenizer(source)
-    check(config, tokenizer)
+    architecture = check(config, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     types, files = gguf.GGMLQuantizationType, gguf.LlamaFileType
@@ -54,19 +54,26 @@ def export_gguf(source: Path, target: Path, precision: str = "f16") -> int:
         "f32": (types.F32, files.ALL_F32),
         "f16": (types.F16, files.MOSTLY_F16),
         "q8_0": (types.Q8_0, files.MOSTLY_Q8_0),
+        "q5_0": (types.Q5_0, files.MOSTLY_Q5_0),
+        "q4_0": (types.Q4_0, files.MOSTLY_Q4_0),
     }
     if precision not in known:
         raise UserError(f"--precision {precision!r} is not one of {', '.join(known)}.")
     matrix, kind = known[precision]
-    block = gguf.GGML_QUANT_SIZES[matrix][0]
     try:
-        writer = gguf.GGUFWriter(part, ARCHITECTURE)
+        writer = gguf.GGUFWriter(part, architecture.name)
         describe(writer, config, target.stem)
+        architecture.describe(writer, config)
         writer.add_file_type(kind)
         describe_tokenizer(writer, tokenizer)
         with plain_weights(source) as plain:
-            for name, values in tensors(plain, config):
-                as_type = matrix if values.ndim == 2 and values.shape[1] % block == 0 else types.F32
+            for name, tensor in tensors(plain, config, architecture):
+                values = tensor.contiguous().numpy()
+                as_type = matrix
+                if name in ENDS and matrix in (types.Q4_0, types.Q5_0):
+                    as_type = types.Q8_0  # as llama.cpp's own files: what is looked up and drawn from needs more
+                if tensor.ndim < 2 or ROUTER in name or tensor.shape[-1] % gguf.GGML_QUANT_SIZES[as_type][0]:
+                    as_type = types.F32
                 writer.add_tensor(name, gguf.quants.quantize(values, as_type), raw_dtype=as_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -89,20 +96,13 @@ def load_gguf() -> Any:
     return gguf
 
 
-def check(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """ValueError unless it is a Llama without stretched positions, with a BPE tokenizer that was trained here."""
-    from model.interop.family import family_named
-    from model.interop.keys import value
-
-    misfits = family_named("LlamaForCausalLM").misfits(config)
-    misfits += [f"{name} = true" for name in ("qkv_bias", "out_bias", "ff_bias") if value(config, name)]
-    if config.rope_scaling is not None:
-        misfits.append(f"rope_scaling.kind = {config.rope_scaling.kind!r}")
-    if misfits:
-        raise UserError(f"A GGUF file is written for Llama-shaped models; this doesn't fit: {'; '.join(misfits)}.")
+def check(config: ModelConfig, tokenizer: Tokenizer) -> Architecture:
+    """The architecture that holds the model; UserError for another, or another tokenizer than BPE trained here."""
+    architecture = architecture_for(config)
     if tokenizer.info.get("algorithm") != "bpe":
         what = tokenizer.info.get("library") or tokenizer.info["algorithm"]
         raise UserError(f"A GGUF file is written with BPE tokenizers that were trained here; this one is {what!r}.")
+    return architecture
 
 
 def describe(writer: Any, config: ModelConfig, name: str) -> None:
@@ -119,32 +119,6 @@ def describe(writer: Any, config: ModelConfig, name: str) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.rope_dim)
     writer.add_vocab_size(config.vocab_size)
-
-
-def tensors(source: Path, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """llama.cpp's names and float32 values."""
-    from model.interop.folder import Weights
-
-    q, kv = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
-    with Weights(source) as weights:
-
-        def of(name: str) -> Any:
-            return weights[name].float().numpy()
-
-        yield "token_embd.weight", of("embedding.weight")
-        yield "output_norm.weight", of("norm.weight")
-        if not config.tie_embeddings:
-            yield "output.weight", of("head.weight")
-        for i in range(config.n_layers):
-            ours, theirs = f"blocks.{i}", f"blk.{i}"
-            yield f"{theirs}.attn_norm.weight", of(f"{ours}.mixer_norm.weight")
-            yield f"{theirs}.ffn_norm.weight", of(f"{ours}.ff_norm.weight")
-            rows = of(f"{ours}.mixer.qkv.weight")
-            for x, part in (("q", rows[:q]), ("k", rows[q : q + kv]), ("v", rows[q + kv :])):
-                yield f"{theirs}.attn_{x}.weight", part
-            for name, other in MATRICES.items():
-                where = "mixer" if name == "out" else "feed_forward"
-                yield f"{theirs}.{other}.weight", of(f"{ours}.{where}.{name}.weight")
 
 
 # -- in ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.errors import UserError
 from model.quantization import KEPT, Kind
+from model.train_config import TrainConfig
 
 Method = Literal["rtn", "gptq", "awq", "smoothquant"]
 
@@ -19,6 +20,14 @@ class CalibrationConfig(BaseModel):
 
     tokens: int = Field(32768, gt=0, description="at least so many, in whole rows")
     seq_len: int | None = Field(None, gt=1, description="of a row; default: the model's context, 512 at most")
+
+
+class QatTable(BaseModel):
+    """`[quantize.qat]`: training with rounded weights, before they are quantized."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: TrainConfig = TrainConfig(steps=100, lr=2e-4, warmup_steps=10)
 
 
 class QuantizeConfig(BaseModel):
@@ -34,6 +43,7 @@ class QuantizeConfig(BaseModel):
     keep: tuple[str, ...] = Field(
         KEPT, description="linears that stay as they are, as patterns of names; embeddings and norms always do"
     )
+    qat: QatTable | None = Field(None, description="train on with rounded weights first; by method rtn")
     seed: int = Field(0, description="of the order that calibration rows are drawn in")
     validation_mb: float = Field(0.25, gt=0, description="held-out text per source for bits per byte before and after")
     speed_tokens: int = Field(32, gt=0, description="tokens decoded for tokens/s before and after")
@@ -49,6 +59,8 @@ class QuantizeConfig(BaseModel):
             raise UserError(
                 f"calibration is for gptq, awq and smoothquant, and {self.method!r} looks at no text: leave it out"
             )
+        if self.qat is not None and self.method != "rtn":
+            raise UserError(f'qat trains for method = "rtn", and {self.method!r} would undo that: leave one out')
         if self.method == "smoothquant" and self.kind != "int8-dynamic":
             raise UserError(f'method smoothquant helps INT8 activations: kind = "int8-dynamic", not {self.kind!r}')
         if self.method == "awq" and self.kind == "int8-dynamic":

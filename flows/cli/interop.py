@@ -63,9 +63,9 @@ def export(
     architecture: Annotated[
         str | None, typer.Option(help="E.g. LlamaForCausalLM; default: the one that it came from, or that holds it.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of a .gguf file's matrices: f32, f16 or q8_0.")] = "f16",
+    precision: Annotated[str, typer.Option(help="Of a .gguf file's matrices: f32, f16, q8_0, q5_0 or q4_0.")] = "f16",
 ) -> None:
-    """Export a model as a folder that Hugging Face's Auto classes load, or as a GGUF file (Llama-shaped models)."""
+    """Export a model as a folder that Hugging Face's Auto classes load, or as a GGUF file."""
     with quietly() as console:
         max_bytes = bytes_of(max_shard_size)
         from cluster.registry.find import model_folder

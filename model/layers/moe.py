@@ -63,13 +63,24 @@ class MoE(nn.Module):
         kind = x_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_ND.dtype
         x_MD = _Dispatch.apply(x_ND.to(dtype), plan.token_M, plan.slot_NK)
-        up_MF = _grouped(x_MD, self.up, plan)
-        gate_MF = None if self.gate is None else _grouped(x_MD, self.gate, plan)
-        y_MD = _grouped(activate(self.kind, gate_MF, up_MF), self.down, plan)
+        x_MD = self.slots(x_MD)
+        gate, up, down = (self.stack(name) for name in ("gate", "up", "down"))
+        assert up is not None and down is not None
+        up_MF = _grouped(x_MD, up, plan)
+        gate_MF = None if gate is None else _grouped(x_MD, gate, plan)
+        y_MD = _grouped(self.slots(activate(self.kind, gate_MF, up_MF)), down, plan)
         y_ND = _Combine.apply(y_MD, weight_NK.to(dtype), plan.token_M, plan.pair_M, plan.slot_NK)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
         return y_ND.view(x_BTD.shape)
+
+    def stack(self, name: str) -> Tensor | nn.Module | None:
+        """A stack of the experts' weights as it is multiplied by; QAT rounds it."""
+        return getattr(self, name)
+
+    def slots(self, x_MI: Tensor) -> Tensor:
+        """What goes into a product with a stack; QAT may round it."""
+        return x_MI
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Plan]:
         """(N, K) float32 weights of the chosen experts, and where their tokens go; in fp32, also under autocast."""

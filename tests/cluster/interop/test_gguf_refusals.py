@@ -8,7 +8,8 @@ import pytest
 
 from cluster.data.tokenizer.tokenizer import Tokenizer
 from cluster.errors import UserError
-from cluster.interop.gguf import describe, describe_tokenizer, import_gguf, tensors
+from cluster.interop.gguf import describe, describe_tokenizer, import_gguf
+from cluster.interop.gguf_architectures import ARCHITECTURES, tensors
 from model.checkpoint import load_config
 from tests.cluster.tiny_model import make_model
 
@@ -30,7 +31,7 @@ def write(folder: Path, target: Path, keys: dict[str, Any] | None = None, more: 
         writer.kv_data[0].pop(name, None)
         kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
         getattr(writer, f"add_{kinds[type(value)]}")(name, value)
-    for name, values in (dict(tensors(folder, config)) | (more or {})).items():
+    for name, values in (dict(tensors(folder, config, ARCHITECTURES[0])) | (more or {})).items():
         if values is not None:
             writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
     writer.write_header_to_file()
