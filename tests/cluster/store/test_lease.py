@@ -330,7 +330,8 @@ def test_a_lease_is_given_back_when_the_work_fails(store_url):
 def test_an_unreadable_lease_is_taken_over(store_url, quick, lease):
     store = open_store(store_url)
     store.write(KEY, lease)
-    assert "on an unknown host" in str(place_of(store, FP).look().owner)  # as those who wait for it are told
+    seen = place_of(store, FP).look()
+    assert seen is not None and "on an unknown host" in str(seen.owner)  # as those who wait for it are told
     with hold(store) as held:
         assert holds(store, FP, held.nonce)
 
