@@ -45,7 +45,7 @@ SYNOPSES = {
     "tokenmill export MODEL DIR [--max-shard-size 5GB] [--architecture LlamaForCausalLM]": [
         "tokenmill export ours llama --max-shard-size 5GB --architecture LlamaForCausalLM",
     ],
-    "tokenmill export MODEL FILE.gguf [--precision q8_0]": ["tokenmill export ours ours.gguf --precision q8_0"],
+    "tokenmill export MODEL FILE.gguf [--precision q4_0]": ["tokenmill export ours ours.gguf --precision q4_0"],
     "python -m flows …": ["python -m flows --help"],
     "tokenmill chat": ["tokenmill chat --help"],
 }  # fmt: skip

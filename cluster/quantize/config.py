@@ -39,7 +39,7 @@ class QuantizeConfig(BaseModel):
     method: Method = Field("rtn", description="rtn: to the nearest; gptq; awq; smoothquant: see model/quantize")
     group_size: Literal[32, 64, 128, 256] = Field(64, description="of int4: inputs that share a scale and a zero")
     act_order: bool = Field(False, description="of gptq: the inputs that matter most come first")
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: CalibrationConfig = CalibrationConfig.model_validate({})
     keep: tuple[str, ...] = Field(
         KEPT, description="linears that stay as they are, as patterns of names; embeddings and norms always do"
     )

@@ -102,7 +102,7 @@ def bits_per_byte(model: Decoder, tokenizer: Any, tokens: Artifact | None, confi
 
     if tokens is None:
         return None
-    asked = EvaluateConfig(validation_mb=config.validation_mb)
+    asked = EvaluateConfig.model_validate({"validation_mb": config.validation_mb})
     sources = sorted(read_json(tokens.path() / INDEX)["sources"])
     scores = [s for s in (score_decoder(model, tokenizer, tokens, source, asked) for source in sources) if s]
     total = sum(s["bytes"] for s in scores)

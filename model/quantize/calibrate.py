@@ -99,10 +99,7 @@ def codes_of(weight: Tensor, kind: str, group_size: int, hessian: Hessian | None
 def seen(found: dict[str, nn.Linear]) -> Iterator[dict[str, Hessian]]:
     """Within this, each linear's inputs are added up by its name."""
     hessians = {name: Hessian(linear.in_features, linear.weight.device) for name, linear in found.items()}
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, inputs, into=hessians[name]: into.add(inputs[0]))
-        for name, linear in found.items()
-    ]
+    hooks = [linear.register_forward_pre_hook(hessians[name].sees_inputs) for name, linear in found.items()]
     try:
         yield hessians
     finally:

@@ -11,7 +11,7 @@ with the largest diagonal come first, on grids found before, so that groups stay
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.quantize.grid import Bits, Codes, collect, grid_of, grids
 
@@ -30,6 +30,10 @@ class Hessian:
         x_NI = x.reshape(-1, x.shape[-1]).float()
         self.total_II.addmm_(x_NI.T, x_NI)
         self.count += len(x_NI)
+
+    def sees_inputs(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook of a linear."""
+        self.add(inputs[0])
 
     def mean(self) -> Tensor:
         """2/n sum x x^T; the identity where no input was seen, which makes GPTQ round to nearest."""

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from model.quantize.grid import Codes
 
-FEW = 32  # rows of a product that reads packed codes; above, unpacking them once costs less than what a product saves
-
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + b, with W's codes; forward only, no gradient reaches W."""

@@ -81,14 +81,16 @@ def prepare(model: Decoder, kind: Kind, group_size: int = 64, keep: tuple[str, .
     names = chosen(list(linears(take_apart(meta_model(model.config)))), keep)
     here = linears(model)
     for name in names:
-        if name in here:
+        if name in here:  # an expert is in a stack
             model.set_submodule(name, FakeLinear(here[name], kind, group_size))
-    for prefix, module in model.named_modules():
+    for prefix, module in list(model.named_modules()):
         if isinstance(module, MoE):
-            module.__class__ = FakeMoE  # whose state is the same
-            assert isinstance(module, FakeMoE)
-            module.fake_kind, module.group_size = kind, group_size
-            module.rounded = {
-                stack: [e for e in range(module.n_experts) if f"{prefix}.{stack}.{e}" in names] for stack in STACKS
+            with torch.device("meta"):
+                around = FakeMoE(model.config)
+            around.__dict__.update(module.__dict__)  # its parameters and parts
+            around.fake_kind, around.group_size = kind, group_size
+            around.rounded = {
+                stack: [e for e in range(around.n_experts) if f"{prefix}.{stack}.{e}" in names] for stack in STACKS
             }
+            model.set_submodule(prefix, around)
     return model

@@ -109,8 +109,14 @@ def widened(model: Decoder) -> Decoder:
         module = model.get_submodule(parent)
         value = getattr(module, last)
         if isinstance(value, Experts):
-            value = torch.stack([expert.weight for expert in value])
+            value = torch.stack([_weight(expert) for expert in value])
         parameter.copy_(value)
     for name, buffer in wide.named_buffers():
         buffer.copy_(model.get_buffer(name))
     return wide.eval()
+
+
+def _weight(linear: nn.Module) -> torch.Tensor:
+    weight = linear.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

@@ -61,6 +61,10 @@ class Seen(Hessian):
         self._sum_I += size_NI.sum(0)
         self.largest_I = torch.maximum(self.largest_I, size_NI.amax(0))
 
+    def sees_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of a norm."""
+        self.add(output)
+
     @property
     def mean_I(self) -> Tensor:
         return self._sum_I / max(self.count, 1)
@@ -99,9 +103,9 @@ def watched(places: Sequence[Fold]) -> Iterator[list[Seen]]:
         one = Seen(fold.readers[0].in_features, fold.readers[0].weight.device)
         seen.append(one)
         if isinstance(fold.maker, nn.Linear):
-            hooks.append(fold.readers[0].register_forward_pre_hook(lambda _, inputs, to=one: to.add(inputs[0])))
+            hooks.append(fold.readers[0].register_forward_pre_hook(one.sees_inputs))
         else:
-            hooks.append(fold.maker.register_forward_hook(lambda _, inputs, output, to=one: to.add(output)))
+            hooks.append(fold.maker.register_forward_hook(one.sees_output))
     try:
         yield seen
     finally:
