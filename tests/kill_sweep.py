@@ -268,10 +268,19 @@ def tree(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def _left(family: list[psutil.Process]) -> list[str]:
     """What outlives the run for long, in words; it is ended."""
-    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    end = time.monotonic() + GONE_SECONDS
+    while (alive := [one for one in family if _lives(one)]) and time.monotonic() < end:
+        time.sleep(0.1)
     words = [_name(one) for one in alive]
     _end_all(alive)
     return words
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _end_all(processes: list[psutil.Process]) -> None:
