@@ -83,6 +83,7 @@ class Session:
         self._ours = False  # this session called ray.init, so it calls ray.shutdown
         self._watch: Watch | None = None
         self._losses, self._burial = 0, threading.Lock()
+        self._unsaid = ""  # what became of a Ray that is put away, until it is said
         self._told: set[str] = set()  # Ray's ids of workers that `lost_workers` has given
 
     def start(self) -> None:
@@ -101,16 +102,23 @@ class Session:
             self._thread = threading.Thread(target=self._run, args=(self._ready, self._closing), daemon=True)
             self._thread.start()
 
-    def ensure(self, stopping: Callable[[], bool] = lambda: False) -> Session | None:
+    def ensure(
+        self, stopping: Callable[[], bool] = lambda: False, note: Callable[[str], None] = lambda text: None
+    ) -> Session | None:
         """Ray is up when this returns; None if `stopping` turned true before. Threads may call it at once.
 
+        Args:
+            note: hears of a Ray that was lost while nothing ran on it, whose place another one takes.
         Raises:
             UserError: at the address is no cluster that can be joined; nothing was lost, so no retry mends it.
-        ConnectionError: Ray doesn't start here; the next call tries again.
+            ConnectionError: Ray doesn't start here; the next call tries again.
         """
         watch = self._watch
         if watch and watch.problem():
             self._bury(watch)
+        if self._unsaid:
+            note(f"{self._unsaid} Another Ray takes its place.")
+            self._unsaid = ""
         self.start()
         while not self._ready.wait(0.1):
             if stopping():
@@ -141,6 +149,7 @@ class Session:
         except RayLost:
             self._losses += 1
             self._bury(watch)
+            self._unsaid = ""
             raise
 
     def lost_workers(self) -> list[str]:
@@ -229,6 +238,7 @@ class Session:
 
         with self._burial:
             if self._watch is watch:
+                self._unsaid = watch.problem()
                 watch.stop()
                 with ends_within(STUCK_SECONDS, watch.problem()):
                     if self._watches_own:

@@ -360,7 +360,7 @@ def _make(
             took_over=took_over,
         )
         workspace.tracked = hooks.begin(stage, workspace)
-        if stage.uses_ray and surroundings.session.ensure(hooks.stopping) is None:
+        if stage.uses_ray and surroundings.session.ensure(hooks.stopping, hooks.note) is None:
             raise Stopped(f"{step.name} stopped before it began.")
         with workspace.attempt, surroundings.session.during() if stage.uses_ray else contextlib.nullcontext():
             summary = stage.run(workspace)

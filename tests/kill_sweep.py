@@ -33,6 +33,7 @@ GONE_SECONDS = 30.0  # which what the run has started may take to end after it
 POLL_SECONDS = 0.02
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}
 TRAININGS = ("pretrain", "instruct", "rlhf")
+OF_RAY = ("rank", "raylet", "gcs")
 SAID_AT_THE_END = ("prefect", "mlflow")  # of which a run says at its end what they have not got
 DONE = re.compile(r"[✓=] (\S+) ")
 
@@ -104,6 +105,8 @@ class Sweep:
         self.victim, self.how, self.undisturbed, self.api = victim, how, undisturbed, api
         self.names = [m.name for m in manifests]
         self._screens: list[Screen] = []
+        self._struck: list[tuple[Cell, Screen, float]] = []
+        self._keep: Callable[[Cell], None] = lambda cell: None
         self._families: list[tuple[Cell, list[psutil.Process]]] = []  # of the run under way
 
     def run(self, stages: Iterable[str], keep: Callable[[Cell], None] = lambda cell: None) -> list[Cell]:
@@ -114,6 +117,7 @@ class Sweep:
         """
         wanted = sorted(stages, key=self.names.index)
         cells = [Cell(stage, self.victim, self.how) for stage in wanted]
+        self._keep = keep
         before = self.manifests[: self.names.index(wanted[0])]
         self.place = Place(self.folder, self.whole, before, self.victim, self.api)
         with_its_stage = self.victim in SAID_AT_THE_END and self.how != "STOP"
@@ -126,16 +130,14 @@ class Sweep:
                 if screen is None or screen.process.poll() is not None:
                     screen = self._start(until)
                 screen = self._cell(cell, screen, until)
-                self._compare(cell)
-                keep(cell)
             if screen:
                 self._end(screen)
             last = self._start(wanted[-1])
             if code := self._end(last):
                 cells[-1].again = sentence(last.text(), code) or "failed without a word"
+            self._say()
             for cell in cells:  # a later stage, or what was left of a process, may have changed something
                 self._compare(cell)
-                keep(cell)
         finally:
             (self.folder / "screens.txt").write_text("\n---\n".join(s.text() for s in self._screens), encoding="utf-8")
             for screen in self._screens:
@@ -149,6 +151,15 @@ class Sweep:
         if cell.equal is not None:
             cell.differs = differences(self.place.artifacts(), self.whole, [self._manifest(cell.stage)])
             cell.equal = not cell.differs and not cell.again
+        if cell.said or cell.equal is not None:
+            self._keep(cell)
+
+    def _say(self) -> None:
+        """Give the last cell its sentence: out of what the run has said since its signal, until the next one."""
+        for cell, screen, struck in self._struck:
+            cell.said = sentence(screen.text(struck), cell.code or 0)
+            self._compare(cell)
+        self._struck = []
 
     def _start(self, until: str) -> Screen:
         self._screens.append(Screen(self.place.run(until)))
@@ -169,8 +180,10 @@ class Sweep:
             if screen.done(cell.stage) is None:
                 code = self._end(screen)
                 raise RuntimeError(f"{cell.name}: the run ended with {code} before the stage:\n{screen.text()}")
-            cell.said = f"Nothing: {WORDS[self.victim]} has no process in this stage."
+            if cell.stage == "release" and self.victim in OF_RAY:  # in others it ended too soon to be struck
+                cell.said = f"Nothing: {WORDS[self.victim]} has no process in this stage."
             return screen
+        self._say()
         struck, last = time.monotonic(), cell.stage == until
         self._families.append((cell, [p for p in tree(screen.process) if p not in victims]))
         _signal(victims, self.how)
@@ -179,7 +192,8 @@ class Sweep:
         done = screen.wait(lambda: not last and screen.done(cell.stage) is not None)
         cell.code = None if done else self._end(screen)
         spent = (screen.done(cell.stage) if done else None) or screen.ended
-        cell.said, cell.equal = sentence(screen.text(struck), cell.code or 0), True
+        cell.equal = True
+        self._struck.append((cell, screen, struck))
         cell.lost = spent - struck - self.undisturbed[cell.stage]
         if done:
             return screen
@@ -268,10 +282,19 @@ def tree(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def _left(family: list[psutil.Process]) -> list[str]:
     """What outlives the run for long, in words; it is ended."""
-    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    end = time.monotonic() + GONE_SECONDS
+    while (alive := [one for one in family if _lives(one)]) and time.monotonic() < end:
+        time.sleep(0.1)
     words = [_name(one) for one in alive]
     _end_all(alive)
     return words
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _end_all(processes: list[psutil.Process]) -> None:

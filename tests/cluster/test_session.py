@@ -19,6 +19,7 @@ from tiny_stage import Config, stage
 from cluster import ray_local
 from cluster.data.streaming import gather
 from cluster.errors import UserError
+from cluster.ray_watch import Watch
 from cluster.session import ClusterConfig, Session
 from cluster.stage import Hooks, Step, Surroundings, Workspace, run_step
 from cluster.store.artifact import Artifacts
@@ -97,6 +98,23 @@ def test_the_patience_with_a_head_that_has_gone_is_this_process_s_alone(monkeypa
     with ray_local.starting():
         assert name not in os.environ, "what Ray starts here would look for its head as long"
     assert told == [str(24 * 3600)]
+
+
+def test_a_ray_that_was_lost_between_two_stages_is_replaced_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.worker._global_node", SimpleNamespace(kill_all_processes=lambda **_: None))
+    session, notes = Slow(), []
+    session.may.set()
+    session.ensure(note=notes.append)
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        session._watch = Watch({"gcs_server": gcs})
+        gcs.kill()
+        gcs.wait()
+        session.ensure(note=notes.append)
+    assert session.starts == 2 and len(notes) == 1
+    assert re.fullmatch(r"Ray's GCS .* was ended by SIGKILL .*\. Another Ray takes its place\.", notes[0])
+    session.ensure(note=notes.append)
+    assert len(notes) == 1
+    session.close()
 
 
 def test_a_stop_while_ray_starts_is_not_waited_for() -> None:
