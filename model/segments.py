@@ -12,6 +12,7 @@ The regrouping is worked out once per batch and used by every layer.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,17 @@ class Segments:
         if self.lengths_B is None:
             return None
         return first(self.lengths_B, self.positions_BT.shape[1])
+
+    def seen(self, places: int) -> Tensor:
+        """(B, T, places) bool: which positions each token may look back at; made once for all layers."""
+        if self._seen.get("places") != places:
+            found = torch.arange(places, device=self.positions_BT.device) <= self.positions_BT[:, :, None]
+            self._seen.update(places=places, found=found)
+        return self._seen["found"]
+
+    @cached_property
+    def _seen(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def starts_BT(self) -> Tensor:

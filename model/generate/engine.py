@@ -70,6 +70,10 @@ class Engine:
         self._stepping, self._changed = threading.Lock(), threading.Condition()
         self._driver: int | None = None
 
+    def __repr__(self) -> str:
+        waiting = len(self._inbox) + len(self._scheduler.waiting)
+        return f"<Engine: {len(self._running)} running, {waiting} waiting, {self.prefilled} tokens of prompts absorbed>"
+
     def add(self, request: Request) -> Handle:
         """Queue a request. ValueError for a prompt that can't be continued, and for more than the memory ever holds."""
         limit, decoding = self.model.config.max_seq_len, request.decoding

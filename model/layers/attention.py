@@ -100,7 +100,7 @@ class Attention(nn.Module):
         """As `_mix`, of T tokens that go on from what the cache remembers, which they are added to."""
         self._remember(k_BTKD, v_BTKD, segments, cache)
         q, longest = q_BTHD.transpose(1, 2), min(segments.longest, cache.capacity)
-        seen_BTS = torch.arange(longest, device=q.device) <= segments.positions_BT[:, :, None]
+        seen_BTS = segments.seen(longest)
         k, v = cache.read(longest, q.dtype)
         return attend(q, k, v, seen=seen_BTS[:, None], scale=self.scale).transpose(1, 2)
 

@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[return-value]
+        return _normed(x, self.weight, self.eps)
 
 
 class RMSNormPlusOne(RMSNorm):
@@ -29,7 +29,14 @@ class RMSNormPlusOne(RMSNorm):
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, 1 + self.weight, self.eps)  # type: ignore[return-value]
+        return _normed(x, 1 + self.weight, self.eps)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Without a gradient, torch's own: a step of generation has dozens of norms, and each would cost a Function."""
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 class _RMSNorm(torch.autograd.Function):

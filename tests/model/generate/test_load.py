@@ -158,15 +158,15 @@ def test_a_shared_prefix_is_computed_once_and_changes_nothing(model):
     once = 16 + sum(len(q) - 16 - 1 for q in questions)
     assert engine.prefilled == once + len(requests)
     before = engine.prefilled
-    late = engine.add(Request(SYSTEM + [7, 8], Decoding(max_new_tokens=3)))
+    late = engine.add(Request([*SYSTEM, 7, 8], Decoding(max_new_tokens=3)))
     run(engine)
     assert engine.prefilled == before + 6
-    assert_equal(late.completion, alone(model, Request(SYSTEM + [7, 8], Decoding(max_new_tokens=3), 0)))
+    assert_equal(late.completion, alone(model, Request([*SYSTEM, 7, 8], Decoding(max_new_tokens=3), 0)))
 
 
 def test_prefixes_of_old_weights_are_forgotten():
     model, other = lively(SHAPES["mamba2-hybrid"]), lively(SHAPES["mamba2-hybrid"], seed=5)
-    engine, request = Engine(model), Request(SYSTEM + [1], Decoding(max_new_tokens=5), 3)
+    engine, request = Engine(model), Request([*SYSTEM, 1], Decoding(max_new_tokens=5), 3)
     for _ in range(3):
         engine.add(request)
     run(engine)
