@@ -136,7 +136,7 @@ def _bias(word: str) -> tuple[int, float]:
     except ValueError:
         made = -1, math.nan
     if made[0] < 0 or math.isnan(made[1]) or made[1] == math.inf:
-        raise UserError(f"logit_bias = {word!r} must be ID=NUMBER: a token's id, and what is added to its logit (or -inf).")
+        raise UserError(f"logit_bias = {word!r} must be ID=NUMBER: a token and what is added to its logit (or -inf).")
     return made
 
 

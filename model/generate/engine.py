@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from model.decoder import Decoder
 from model.generate.batches import check_prompts, in_batches
