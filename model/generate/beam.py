@@ -11,6 +11,7 @@ and truncation don't count; biases, penalties, a minimum length and watchers do.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from model.decoder import Decoder
 from model.generate.batches import check_prompts
 from model.generate.best_of import ranked
 from model.generate.decoding import Decoding
-from model.generate.engine import Completion, Finish, Token
+from model.generate.engine import Completion, Token
 from model.generate.history import History
 from model.generate.method import Method, Prompts, Tools, only_causal
 from model.generate.option import option
@@ -109,7 +110,9 @@ class _Step:
         both = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [(at // V, at % V, total) for at, total in both if total > float("-inf")]
 
-    def extended(self, beginning: Completion, row: int, token: int, finish: Finish = "length") -> Completion:
+    def extended(
+        self, beginning: Completion, row: int, token: int, finish: Literal["stop", "length"] = "length"
+    ) -> Completion:
         """A copy of a beginning with one more token."""
         own_V = self.logits_BV[row].log_softmax(-1)
         copy = Completion(finish=finish)
