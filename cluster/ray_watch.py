@@ -105,6 +105,12 @@ class Watch:
                 self._deaf = f"Ray's GCS on this machine, process {number}, does not listen any more."
         return self.problem()
 
+    def settled(self) -> str:
+        """The problem, once it is known whether there is one: a head that is silent is waited for, or found deaf."""
+        while not (problem := self.problem()) and self._head and silence(self._head):
+            time.sleep(0.1)
+        return problem
+
     def stop(self) -> None:
         """Before Ray is ended on purpose."""
         self._stopped.set()

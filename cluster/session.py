@@ -114,7 +114,7 @@ class Session:
             ConnectionError: Ray doesn't start here; the next call tries again.
         """
         watch = self._watch
-        if watch and watch.problem():
+        if watch and watch.settled():
             self._bury(watch)
         if self._unsaid:
             note(f"{self._unsaid} Another Ray takes its place.")

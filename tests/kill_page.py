@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 from tests.kill_cell import Cell
@@ -87,5 +88,5 @@ def row(cell: Cell) -> str:
     equal = {True: "yes", None: "—", False: f"**no**: {', '.join([*cell.differs, cell.again]).strip(', ')}"}[cell.equal]
     left = f" (**left behind**: {', '.join(cell.left)})" if cell.left else ""
     lost = f"{max(cell.lost, 0.0):.0f} s" if cell.equal is not None else ""
-    said = (cell.said or "**nothing**").replace("|", "\\|")
+    said = re.sub(r"\S*/runs/[^/\s]+/", "…/", cell.said or "**nothing**").replace("|", "\\|")
     return f"| {WORDS[cell.victim]} | {DID[cell.signal]} | {said}{left} | {lost} | {equal} |"

@@ -38,7 +38,7 @@ def test_a_cell_s_sentence_is_the_one_that_tells_of_the_death(screen: str, code:
 
 
 def test_a_cell_is_wrong_without_a_sentence_unequal_or_with_what_outlives_it() -> None:
-    good = Cell("pack", "gcs", "KILL", "It is tried again.", 0, 3.0, True)
+    good = Cell("pack", "gcs", "KILL", "See /tmp/m/runs/gcs-KILL-pack/logs/a.log.", 0, 3.0, True)
     absent = Cell("release", "rank", "KILL", "Nothing: there is none.")
     wrong = [
         Cell("pack", "gcs", "TERM", "", 0, 3.0, True),
@@ -49,4 +49,5 @@ def test_a_cell_is_wrong_without_a_sentence_unequal_or_with_what_outlives_it() -
     shown = page({(c.stage, c.victim, c.signal): c for c in [good, absent, *wrong]}, 2, "2026-11-27")
     assert f"5 of {len(STAGES) * 7 * len(SIGNALS)} cells: 4 tried, 1 without such a process, **3 wrong**" in shown
     assert "| pack | ? / ? / ? | **3 wrong** / ? / ? | ? / ? / ? | 3 / **3 wrong** / **3 wrong** |" in shown
+    assert "See …/logs/a.log." in shown, "a place of the machine that the matrix ran on"
     assert "**nothing**" in shown and "**no**: pack/tokens.bin" in shown and "**left behind**: raylet 7" in shown

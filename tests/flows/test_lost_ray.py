@@ -153,6 +153,8 @@ def test_a_head_that_lives_on_without_listening_is_lost_and_one_that_is_held_is_
             watch = Watch({"gcs_server": gcs}, head=listening.getsockname())
             with watch.during(again=True):
                 time.sleep(4)
+            assert watch.settled() == ""
+        assert "does not listen" in watch.settled(), "before a stage begins on it"
         said = f"Ray's GCS on this machine, process {gcs.pid}, does not listen any more"
         with pytest.raises(RayLost, match=said), watch.during(again=True):
             time.sleep(60)
