@@ -61,6 +61,8 @@ OURS = {
     # numbers, or names out of our own lists
     "cluster/data/order.py": {"weights.sum()"},
     "cluster/data/tokenizer/foreign.py": {"file"},
+    "cluster/quantize/quantize.py": {"length"},
+    "cluster/serve/answer.py": {"max(self.seconds, 1e-09)"},
     "cluster/release/package.py": {"name"},
     "model/mup.py": {"config.head_dim"},
     "model/presets.py": {"math.log(above / below)"},

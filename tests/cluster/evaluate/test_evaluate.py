@@ -123,7 +123,7 @@ def test_bits_per_byte_equal_a_plain_sum_over_each_document(folder: Path) -> Non
 def test_an_answer_without_an_end_scores_nothing(folder: Path) -> None:
     model, tokenizer = load_model(folder), Tokenizer(folder)
     task = TaskConfig(name="t", kind="generate", data="generated://arithmetic?n=4&digits=1", max_new_tokens=2)
-    assert score_answers(model, tokenizer, task, EvaluateConfig()) == [0.0] * 4
+    assert score_answers(model, tokenizer, task, EvaluateConfig(), load_model) == [0.0] * 4
 
 
 def test_a_bound_has_a_standard_error_beside_it() -> None:
