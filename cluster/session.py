@@ -218,6 +218,9 @@ class Session:
 
     def close(self) -> None:
         """Stop the Ray that this session started; leave a cluster that it joined."""
+        if self._watch and self._watch.problem():  # that nobody has met
+            self._bury(self._watch)
+            return
         if self._watch:
             self._watch.stop()
             self._watch = None
@@ -246,6 +249,7 @@ class Session:
                         node = worker._global_node
                         node.kill_all_processes(check_alive=False, allow_graceful=False)  # type: ignore[union-attr]
                         watch.end_children()
+                    self._watch = None
                     self.close()
 
     def _run(self, ready: threading.Event, closing: threading.Event) -> None:

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from tiny_stage import Config, stage
 
@@ -115,6 +117,33 @@ def test_a_ray_that_was_lost_between_two_stages_is_replaced_and_said_once(monkey
     session.ensure(note=notes.append)
     assert len(notes) == 1
     session.close()
+
+
+def test_what_is_left_of_a_ray_that_nobody_missed_ends_with_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agents outlive a head that has gone: Ray's own end asks that head in vain."""
+    ended: list[dict[str, bool]] = []
+    monkeypatch.setattr(
+        "ray._private.worker._global_node", SimpleNamespace(kill_all_processes=lambda **how: ended.append(how))
+    )
+    session = Slow()
+    session.may.set()
+    session.ensure()
+    code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
+    raylet = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with raylet, subprocess.Popen(["sleep", "600"]) as gcs:
+        assert raylet.stdout is not None
+        agent = psutil.Process(int(raylet.stdout.readline()))
+        session._watch = Watch({"raylet": raylet, "gcs_server": gcs})
+        gcs.kill()
+        gcs.wait()
+        session.close()
+        assert ended == [{"check_alive": False, "allow_graceful": False}]
+        ends = time.monotonic() + 60
+        while agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        raylet.kill()
+    assert session._watch is None
 
 
 def test_a_stop_while_ray_starts_is_not_waited_for() -> None:
