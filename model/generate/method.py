@@ -4,6 +4,7 @@
     best_of, self_consistency   many plain completions, and a choice among them
     beam                     the model's own steps, with rows that fork
     contrastive, dola        plain decoding of a model whose logits are two models'
+    speculative, lookup      the model's own steps over tokens that were guessed (rounds.py)
 
 A kind is a frozen dataclass of options that inherits from Method, in a file of its own, with a line in kinds.py.
 """
