@@ -21,6 +21,7 @@ KINDS = {
     "dola": "model.generate.dola:DoLa",
     "speculative": "model.generate.speculative:Speculative",
     "lookup": "model.generate.speculative:Lookup",
+    "lookahead": "model.generate.lookahead:Lookahead",
 }
 
 
