@@ -66,6 +66,17 @@ def test_a_text_that_repeats_itself_takes_fewer_steps_and_streams_as_it_is() -> 
     assert sum(token.drafted for token in tokens) == whole.drafted
 
 
+def test_its_window_finds_what_the_text_has_not_had() -> None:
+    """Of a model that sees one token, whose texts here don't repeat themselves: what was looked up would be nothing."""
+    one_token = replace(SHAPES["window"], window=1, tie_embeddings=False, vocab_size=4000, d_model=64)
+    model = lively(one_token)
+    prompts = [random_tokens(4, seed=n, vocab_size=4000).tolist() for n in range(8)]
+    for kind, found in (("lookup", False), ("lookahead:window=5", True)):
+        given = generate(model, prompts, Decoding(kind=kind, temperature=0.0, max_new_tokens=24))
+        assert all(len({*one.tokens}) == 24 for one in given)
+        assert (sum(one.accepted for one in given) > 10) == found
+
+
 class Sixth:
     """Ends a text at its sixth token, and lets no odd one come."""
 
