@@ -29,10 +29,12 @@ class Answer:
 
     @property
     def figures(self) -> dict[str, float]:
-        tokens = len(self.completion.tokens)
+        tokens, drafted = len(self.completion.tokens), self.completion.drafted
+        guessed = {"drafted": drafted, "accepted": self.completion.accepted} if drafted else {}
         return {
             "new_tokens": tokens,
             "steps": self.steps,
+            **guessed,
             "seconds": round(self.seconds, 4),
             "tokens_per_second": round(tokens / max(self.seconds, 1e-9), 2),
         }
@@ -40,7 +42,9 @@ class Answer:
     def words(self) -> str:
         beside = f", the best of {len(self.others) + 1} answers" if self.others else ""
         said = self.figures
-        return f"({said['new_tokens']} tokens in {self.steps} steps, {said['tokens_per_second']} tokens/s{beside})"
+        guessed = f", {said['accepted']} of {said['drafted']} guesses accepted" if "drafted" in said else ""
+        speed = said["tokens_per_second"]
+        return f"({said['new_tokens']} tokens in {self.steps} steps{guessed}, {speed} tokens/s{beside})"
 
     def table(self, piece: Piece) -> list[str]:
         """A line for each token: the likeliest ones that there were in its place, with their probabilities."""

@@ -71,6 +71,10 @@ class Decoding(Unmasking):
             _check_schema(self.json_schema)
         if self.method and self.method.draws and self.greedy:
             raise UserError(f"{self.kind} draws several answers, which temperature = 0 would make the same one")
+        if self.method and self.method.greedy_only and not self.greedy:
+            raise UserError(
+                f"{self.kind} takes the likeliest token each time: it needs temperature = 0 and no schedule of it"
+            )
 
     @property
     def method(self) -> Any:

@@ -19,6 +19,9 @@ KINDS = {
     "beam": "model.generate.beam:Beam",
     "contrastive": "model.generate.contrastive:Contrastive",
     "dola": "model.generate.dola:DoLa",
+    "speculative": "model.generate.speculative:Speculative",
+    "lookup": "model.generate.speculative:Lookup",
+    "lookahead": "model.generate.lookahead:Lookahead",
 }
 
 

@@ -4,6 +4,7 @@
     best_of, self_consistency   many plain completions, and a choice among them
     beam                     the model's own steps, with rows that fork
     contrastive, dola        plain decoding of a model whose logits are two models'
+    speculative, lookup, lookahead   the model's own steps over tokens that were guessed (rounds.py)
 
 A kind is a frozen dataclass of options that inherits from Method, in a file of its own, with a line in kinds.py.
 """
@@ -49,9 +50,10 @@ class Tools:
 
 @dataclass(frozen=True)
 class Method:
-    """draws: whether it chooses among answers that must be drawn, so that they differ."""
+    """draws: whether it chooses among answers that must be drawn, so that they differ; greedy_only: nothing may be."""
 
     draws: ClassVar[bool] = False
+    greedy_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -16,10 +16,14 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Token:
+    """drafted: guesses that the step made in whose answer it is the first; accepted: whether it was one of them."""
+
     id: int
     logprob: float
     sampled_logprob: float
     top: Alternatives = field(default_factory=list)
+    drafted: int = 0
+    accepted: bool = False
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Completion:
     logprobs: log-probability of each token under the model itself (temperature 1, nothing truncated): the
     policy's. sampled_logprobs: under the distribution it was drawn from (0.0 for greedy). top: the likeliest tokens
     beside each, where the decoding asks for them. others: what else was written for the prompt, the best first.
+    drafted, accepted: tokens that were guessed ahead, and those of them that are in it.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -37,6 +42,8 @@ class Completion:
     finish: Finish = "length"
     top: list[Alternatives] = field(default_factory=list)
     others: list["Completion"] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
 
     def add(self, token: Token) -> None:
         self.tokens.append(token.id)
@@ -44,6 +51,8 @@ class Completion:
         self.sampled_logprobs.append(token.sampled_logprob)
         if token.top:
             self.top.append(token.top)
+        self.drafted += token.drafted
+        self.accepted += token.accepted
 
     def __iter__(self) -> Iterator[Token]:
         """Its tokens, as they would have been streamed."""

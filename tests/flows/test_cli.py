@@ -293,6 +293,10 @@ def test_generate_says_what_it_took_and_as_json_says_nothing_else(tmp_path: Path
     assert plain.stderr.count(": ") == 4, "a line of likeliest tokens for each"
     wrong = call(*words, "--decoding", "beam:m=2")
     assert wrong.exit_code == 2 and "has no option 'm'" in " ".join(wrong.output.split())
+    itself = ("--decoding", f"speculative:draft={words[1]},k=3", "--temperature", "0")  # each of its guesses is right
+    said = json.loads(call(*words, "--json", *itself).stdout)
+    assert said["drafted"] == said["accepted"] == 3 and said["steps"] == 2, "the prompt, then all at once"
+    assert " steps, 3 of 3 guesses accepted, " in call(*words, *itself).stderr
 
 
 def test_generate_reads_the_prompt_from_standard_input_where_it_is_a_dash(generator: FakeGenerator) -> None:
