@@ -80,9 +80,7 @@ def memory(
 
 def state_bytes(config: ModelConfig, rows: int, length: int, dtype: torch.dtype = torch.float32) -> int:
     """What generation remembers of `rows` rows of at most `length` tokens: caches of keys and values, scans' states."""
-    state = meta_model(config).new_state(rows, length, "meta", dtype)
-    tensors = [t for layer in state.layers for t in vars(layer).values() if isinstance(t, Tensor)]
-    return sum(t.numel() * t.itemsize for t in tensors)
+    return meta_model(config).new_state(rows, length, "meta", dtype).nbytes
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.s3_server import load_serve
 
 BUCKET = "tokenmill"
+hypothesis.settings.register_profile("no clock", deadline=None)  # a case may wait for others on a busy machine
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_configure() -> None:

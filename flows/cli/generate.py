@@ -43,7 +43,7 @@ def generate(
         if as_json:
             (answer,) = generator.answers([prompt], decoding)
             written = json.dumps(answer.report(generator.piece), ensure_ascii=False)
-            console.file.write(generated(written, console.file) + "\n")
+            console.file.write(generated(written, console.file))
         else:
             pieces = generator.stream(prompt, decoding)
             console.file.write(generated(prompt, console.file))
@@ -52,8 +52,8 @@ def generate(
                 console.file.flush()
                 if reader_left(console.file):
                     return
-            console.file.write("\n")
             if generator.last:
                 lines += [*generator.last.table(generator.piece), generator.last.words()]
+        console.file.write("\n")
     for line in lines:
         say(line)

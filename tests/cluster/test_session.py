@@ -238,6 +238,7 @@ def test_a_worker_that_died_is_said_once_and_one_that_was_ended_is_not(ray_local
 
     said: list[str] = []
     session = Session()
+    session.lost_workers()  # those of other tests, at the same Ray
     (line,) = notes("a")
     assert re.fullmatch(
         r"count: a Ray worker was lost \(process \d+: it was killed or crashed\)\. Its work was done again\.", line

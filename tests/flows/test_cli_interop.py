@@ -37,7 +37,9 @@ def ok(*words: str) -> str:
 
 
 def greedy(model: str) -> str:
-    return ok("generate", model, "The quick", "--max-tokens", "8", "--temperature", "0")
+    result = call("generate", model, "The quick", "--max-tokens", "8", "--temperature", "0")
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_a_model_of_ours_goes_out_and_comes_back(folder):

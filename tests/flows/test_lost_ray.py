@@ -222,10 +222,17 @@ def test_a_joined_cluster_whose_head_goes_away_is_lost_and_one_that_comes_back_i
 ) -> None:
     """The watch's clock goes on as the test says."""
     clock, looks = SimpleNamespace(now=0.0, monotonic=lambda: clock.now), threading.Semaphore(0)
-    silence = HeadWatch._silence
+    see = HeadWatch._see
     monkeypatch.setattr(ray_watch, "time", clock)
     monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(HeadWatch, "_silence", lambda watch: (silence(watch), looks.release())[0])
+
+    def looked(watch: HeadWatch) -> str:
+        before, problem = watch._next, see(watch)
+        if watch._next != before:
+            looks.release()
+        return problem
+
+    monkeypatch.setattr(HeadWatch, "_see", looked)
 
     def later(seconds: float) -> None:
         """The next look is in so many seconds; and the one after that finds that it was not too early."""

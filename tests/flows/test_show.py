@@ -337,7 +337,7 @@ def test_the_plan_sees_damage_and_leaves_it_where_it_is(tmp_path: Path) -> None:
     file = artifact.path() / "data.txt"
     file.write_text("torn", encoding="utf-8")
     (planned,) = plan.look(fake_steps(stages), store)
-    assert not planned.cached and planned.reasons[0].startswith("damaged:")
+    assert not planned.cached and " is damaged: data.txt has 4 bytes" in planned.reasons[0]
     assert file.read_text(encoding="utf-8") == "torn"
 
 

@@ -19,7 +19,7 @@ def packings(draw):
     return [[b - a for a, b in pairwise(row)] for row in edges]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(packings())
 def test_every_token_stands_once_in_its_document_s_row_and_padding_is_bounded(packing):
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in packing])

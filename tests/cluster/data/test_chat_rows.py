@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.data.chat_rows import ChatRows, best_fit, next_tokens
@@ -52,7 +52,6 @@ def test_rows_to_fill_in_hold_whole_conversations_and_up_to_a_tail_of_eos(tokeni
     assert len(tails) == 50 and set(tails) == set(range(7))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=60))
 def test_best_fit_cuts_nothing_overfills_nothing_and_wastes_less_than_half(lengths):
     bins = best_fit(lengths, 50)

@@ -38,7 +38,7 @@ def rows_of(replay: float, samples: int, chats: int = 7, seed: int = 0, **text: 
 
 
 @given(st.integers(1, 400), st.integers(1, 9), st.floats(0.01, 0.99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_share_is_exact_over_the_run(steps: int, size: int, replay: float) -> None:
     total = steps * size
     if min(replay, 1 - replay) * total < 1:

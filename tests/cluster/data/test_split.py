@@ -103,7 +103,7 @@ def test_a_text_that_is_held_out_of_one_source_is_cut_where_it_is_the_only_one_o
 
 
 @pytest.mark.parametrize("wanted", [DEFAULT, Wanted(0.02, 0), Wanted(0, 1), Wanted(0.5, 0), Wanted(0, 1e9)])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.sampled_from("a é漢🙂\n.。\u3000"), max_size=400))
 def test_both_parts_of_a_cut_text_are_text_and_nothing_is_lost(wanted, text):
     data = text.encode()
@@ -122,7 +122,7 @@ def test_a_text_is_cut_from_64_bytes_on():
     assert [len(part) for part in split_of({"a": ["x" * 63]}, DEFAULT).parts(b"x" * 63)] == [63, 0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=12), st.sampled_from([0.02, 0.3, 0.5]), st.sampled_from([0, 1])
 )

@@ -88,7 +88,7 @@ def use(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in THEIRS.items() for name in names])
-@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_strangers_folder(
     kind: str, name: str, data: st.DataObject, wholes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -113,7 +113,7 @@ def test_any_value_in_a_strangers_folder(
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_models_folder_of_ours(
     name: str, data: st.DataObject, wholes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -141,7 +141,7 @@ def joined(header: Any, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "ours", "base"])
-@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_the_header_of_weights(
     kind: str, data: st.DataObject, wholes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory

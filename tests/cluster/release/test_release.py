@@ -98,7 +98,7 @@ def test_the_package_holds_safetensors_a_signature_and_no_pickle(line):
 
     made = Model.load(str(folder))
     assert [c.name for c in made.signature.inputs] == ["prompt", "messages"]
-    assert {p.name: p.default for p in made.signature.params} == asdict(TEXT) | {"stops": []}
+    assert {p.name: p.default for p in made.signature.params} == asdict(TEXT) | {"stops": [], "logit_bias": []}
 
 
 def test_a_release_that_is_repeated_registers_nothing_twice(line):

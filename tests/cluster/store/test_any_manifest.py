@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, Artifact]:
     return step, run_step(step, Artifacts(folder / "store")).artifact
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_manifest(data: st.DataObject, made: tuple[Step, Artifact]) -> None:
     step, artifact = made
@@ -58,7 +58,7 @@ def test_any_value_in_a_manifest(data: st.DataObject, made: tuple[Step, Artifact
         path.write_text(json.dumps(good), encoding="utf-8")
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_checkpoints_manifest(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The checkpoint counts as whole, or it is set aside and the one before it is taken, or a later version's."""

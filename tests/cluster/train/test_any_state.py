@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_trainers_state(
     data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
@@ -55,7 +55,7 @@ def test_any_value_in_a_trainers_state(
     assert state.step >= 0 and state.tokens >= 0 and isinstance(state.extra, dict)
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_a_checkpoints_curve(
     data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
@@ -73,7 +73,7 @@ def test_any_value_in_a_checkpoints_curve(
     [float(value) for event in events if event["type"] == "metrics" for value in event["values"].values()]
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_in_an_optimizers_header(
     data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory

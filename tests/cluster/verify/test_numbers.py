@@ -6,7 +6,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.verify.numbers import number, numbers
@@ -82,7 +82,6 @@ def test_numbers_are_found_in_a_text(text: str, found: list) -> None:
     assert list(numbers(text)) == found
 
 
-@settings(deadline=None)
 @given(st.fractions() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False, places=3))
 def test_a_number_that_is_written_out_is_read_back(value: object) -> None:
     text = str(value)
@@ -90,7 +89,6 @@ def test_a_number_that_is_written_out_is_read_back(value: object) -> None:
         assert number(text) == Fraction(text)
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 10**12),
     st.sampled_from([(",", "."), (".", ","), (" ", ","), ("\u202f", "."), ("'", "."), ("_", ".")]),

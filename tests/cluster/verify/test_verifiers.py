@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
@@ -55,7 +55,6 @@ def test_a_completion_gets_what_it_deserves(verifier, answer, text, expected):
     assert reward(verifier, answer, text) == expected
 
 
-@settings(deadline=None)
 @given(
     verifier=st.sampled_from([*VERIFIERS, {"number": 0.7, "format": 0.3}]),
     answer=st.text() | st.integers() | st.floats(),

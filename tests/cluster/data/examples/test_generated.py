@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.data.examples import generated, signatures
@@ -96,7 +96,6 @@ def test_a_small_family_gives_what_it_has():
     assert len({p.question for p in found}) == len(found)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_written_out_columns_add_up(a, b):
     a, b = max(a, b), min(a, b)

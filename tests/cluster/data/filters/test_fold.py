@@ -74,7 +74,7 @@ def test_all_that_no_one_has_assigned_reads_as_one_sign() -> None:
     assert fold("".join(map(chr, range(0xE0000, 0xF0000)))) == ""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text())
 def test_a_fold_has_a_high_byte_for_letters_alone_and_is_its_own_fold(text: str) -> None:
     folded = fold(text)

@@ -72,7 +72,7 @@ def test_none_changes_nothing():
     assert normalise("a\r\n\x00e\u0301", "none") == "a\r\n\x00e\u0301"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=12).map("".join),
     st.sampled_from(["text", "code"]),

@@ -69,7 +69,7 @@ def test_a_line_that_was_torn_after_a_comma_costs_itself_only():
     assert [found for _, found in texts(b'{"text": "a",\n{"text": "b"}\n')] == ["invalid_json", "b"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(JSON).map(lambda more: [{}, *more]), st.sampled_from([None, 0, 2]), st.integers(1, 40))
 def test_every_element_of_every_array_comes_out_as_it_went_in(elements, indent, size):
     data = json.dumps(elements, indent=indent).encode()

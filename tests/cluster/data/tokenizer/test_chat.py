@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.data.tokenizer.chat import parse, render, render_prompt
@@ -43,7 +43,6 @@ def test_the_prompt_is_the_beginning_of_the_whole_conversation(tokenizer):
 text = st.text(alphabet="ab <|>enduser\n\u2581é0", max_size=20)
 
 
-@settings(deadline=None)
 @given(system=st.none() | text, turns=st.lists(st.tuples(text, text), min_size=1, max_size=3))
 def test_parse_gives_back_what_was_rendered(tokenizer, system, turns):
     messages = [{"role": "system", "content": system}] if system is not None else []

@@ -65,7 +65,7 @@ def test_texts_of_every_kind_are_encoded_and_decoded_alike(both):
         same(ours, theirs, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text() | st.text(alphabet=" \n\t\r\u2581a1<|>é漢=#", max_size=60))
 @example("<s></s><pad><unk><|end|><0x41>")
 def test_any_text_is_encoded_alike(both, text):

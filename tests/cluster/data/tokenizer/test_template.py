@@ -74,7 +74,7 @@ def test_every_conversation_has_the_same_ids(both):
 text = st.text(alphabet="ab .\n\t é🙂\u2581|<{}%", max_size=12)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(turns=st.lists(st.tuples(text, text), min_size=1, max_size=3))
 def test_whatever_is_said_has_the_same_ids_and_the_answers_are_learned(both, turns):
     ours, theirs, end, _ = both

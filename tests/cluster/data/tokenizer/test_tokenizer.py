@@ -22,7 +22,7 @@ def tokenizer(request):
     return train(TEXTS, TokenizerConfig(vocab_size=400, algorithm=request.param))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text() | st.text(alphabet=" \n\t\r\u2581a1<|>é漢\0\u200b\ufeff\u0301", max_size=40))
 @example(CODE)
 @example(" ")
@@ -36,7 +36,6 @@ def test_decode_gives_back_what_was_encoded(tokenizer, text):
     assert not set(ids) & {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id}
 
 
-@settings(deadline=None)
 @given(pieces=st.lists(st.sampled_from([*SPECIAL, "<s>", "</s>", "<pad>", "<unk>", " ", "a"])))
 def test_text_never_becomes_a_special_id(tokenizer, pieces):
     ids = tokenizer.encode("".join(pieces))
@@ -114,7 +113,6 @@ def test_an_alphabet_larger_than_the_vocabulary_falls_back_to_bytes():
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab \n\u00e9", max_size=9000))
 def test_training_sentences_join_to_the_text(text):
     parts = list(sentences(text))
