@@ -56,7 +56,7 @@ class Lookahead(InRounds):
             copies = state.select(index(of, state.lengths_B))
             copies.mark()
             hidden, copies = absorb(model, copies, rows)
-            lengths, winners, start = copies.marked_B.tolist() if copies.marked_B is not None else [], [], 0
+            lengths, winners, start = [len(texts[i].ids) - 1 for i in of], [], 0
             for text in texts:
                 one = ahead[id(text)]
                 end = start + len(one.runs)
