@@ -24,6 +24,7 @@ from model.generate.decoding import GREEDY, Decoding
 from model.generate.drawing import Drawing
 from model.generate.history import Watch
 from model.generate.request import Completion, Handle, Request, Token
+from model.generate.schedule import CONSTANT
 from model.generate.scheduler import Row, Scheduler
 from model.segments import Segments
 from model.state import State
@@ -82,7 +83,9 @@ class Engine:
         check_prompts([prompt], limit, 0, self.model.config.vocab_size)
         need = min(len(prompt) + decoding.max_new_tokens - 1, limit)
         self._scheduler.check(need)
-        kind = replace(decoding, seed=0, max_new_tokens=max(1, decoding.min_new_tokens))
+        # What is drawn together is of one kind: only a schedule of the temperature looks at the length.
+        length = max(1, decoding.min_new_tokens) if decoding.temperature_schedule == CONSTANT else None
+        kind = replace(decoding, seed=0, max_new_tokens=length or decoding.max_new_tokens)
         handle = Handle(request)
         with self._changed:
             self._inbox.append(Row(handle, prompt, need, kind, self._prefixes.beginnings(prompt)))

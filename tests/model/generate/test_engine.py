@@ -19,6 +19,7 @@ DECODINGS = [
     Decoding(temperature=0.8, top_k=20, top_p=0.9),
     Decoding(temperature=1.2, min_p=0.05, repetition_penalty=1.3),
     Decoding(temperature=1.5, temperature_schedule="cosine:to=0.3,over=9", typical_p=0.8, frequency_penalty=0.5),
+    Decoding(temperature=2.0, temperature_schedule="linear:to=0.2"),
     Decoding(presence_penalty=1.0, logit_bias=("3=4.0", "5=-inf"), min_new_tokens=4, top_logprobs=2),
 ]
 STOPS = tuple(range(12))
