@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The whole line first, then the other files of this folder, which are long: two processes then end together."""
+    """The whole line first, then the other files of this folder, which are long: the processes then end together."""
     here = Path(__file__).parent
     items.sort(key=lambda item: (item.path.name != "test_whole_line.py", item.path.parent != here))
 
