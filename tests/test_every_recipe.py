@@ -44,7 +44,7 @@ def session() -> Iterator[Session]:
         (Path(folder) / "ray" / "ray_current_cluster").write_text(
             "127.0.0.1:1", encoding="utf-8"
         )  # what `ray start --head` writes
-        session = Session(ClusterConfig(workers=0))
+        session = Session(ClusterConfig(workers=0, cpus_per_worker=1))
         yield session
         session.close()
 

@@ -129,7 +129,9 @@ def test_what_is_left_of_a_ray_that_nobody_missed_ends_with_the_session(monkeypa
     session.may.set()
     session.ensure()
     code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
-    raylet = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    raylet = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     with raylet, subprocess.Popen(["sleep", "600"]) as gcs:
         assert raylet.stdout is not None
         agent = psutil.Process(int(raylet.stdout.readline()))
