@@ -1,9 +1,9 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# Three processes on two cores, a file each: much of the suite waits for servers and workers to start.
+# Two processes, a file each: much of the suite waits for servers and workers to start.
 # Threads that wait for each other sleep: where processes share the cores, they would spin through each other's turns.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-fast test-numeric fuzz lint format bench-train bench-model bench-mup kill-matrix lock audit licences clean
 
 demo: .venv/.installed            ## install, then the whole line: raw text to a registered model

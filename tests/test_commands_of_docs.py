@@ -58,7 +58,6 @@ LONG = {
     "make audit": "it asks a database on the network; test_audit.py has its answers",
     "make fuzz CASES=100000": "ten minutes; test_fuzz_names.py tries some hundred",
     "make kill-matrix": "hours",
-    "tokenmill run flows/recipes/demo.toml --set train.steps=800": "a minute; `make demo` runs it with fewer steps",
     "tokenmill run rope": "minutes; test_every_recipe.py trains it, small",
 }
 # A command -> why nobody can run it here.

@@ -19,7 +19,7 @@ from model.decoder import Decoder
 from model.errors import UserError
 from model.generate.decoding import Decoding
 from model.generate.engine import Completion, Token
-from model.generate.method import Method, Plain, Prompts, Tools, only_causal
+from model.generate.method import Method, Plain, Prompts, Tools, of_one_tokenizer
 from model.generate.option import option
 from model.segments import Segments
 from model.state import State
@@ -58,14 +58,7 @@ class Contrastive(Contrasting):
         return (self.amateur,)
 
     def contrasted(self, model: Decoder, tools: Tools) -> "Pair":
-        only_causal(model, "contrastive")
-        amateur = tools.load(self.amateur)
-        only_causal(amateur, "contrastive")
-        if amateur.config.vocab_size != model.config.vocab_size:
-            raise UserError(
-                f"amateur = {self.amateur!r} has {amateur.config.vocab_size} tokens, and the model has "
-                f"{model.config.vocab_size}: contrastive decoding compares two models of one tokenizer"
-            )
+        amateur = of_one_tokenizer(model, tools, "contrastive", "amateur", self.amateur)
         return Pair(model, amateur, self._score)
 
     def _score(self, expert_logits: Tensor, amateur_logits: Tensor) -> Tensor:

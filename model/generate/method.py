@@ -107,3 +107,16 @@ def only_causal(model: Decoder, kind: str) -> None:
     """UserError for a model that has no next token."""
     if not model.config.causal:
         raise UserError(f"{kind} reads a next token's probabilities, which a diffusion model doesn't have")
+
+
+def of_one_tokenizer(model: Decoder, tools: Tools, kind: str, option: str, name: str) -> Decoder:
+    """Another model by its name; UserError for one that has no next token, or that reads other tokens."""
+    only_causal(model, kind)
+    other = tools.load(name)
+    only_causal(other, kind)
+    if other.config.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"{option} = {name!r} has {other.config.vocab_size} tokens, and the model has {model.config.vocab_size}: "
+            f"{kind} decoding needs two models of one tokenizer"
+        )
+    return other

@@ -29,7 +29,7 @@ from model.generate.decoding import Decoding
 from model.generate.drafts import Drafter, DraftModel, Drafts, NGrams
 from model.generate.engine import Token
 from model.generate.history import History
-from model.generate.method import Tools, only_causal
+from model.generate.method import Tools, of_one_tokenizer
 from model.generate.option import option
 from model.generate.rounds import InRounds, Text, absorb, index, prefilled
 from model.generate.sampling import check_drawn, distribution, draw, likeliest, uniform
@@ -88,13 +88,7 @@ class Speculative(Speculating):
         return (self.draft,)
 
     def drafter(self, model: Decoder, texts: Sequence[Text], decoding: Decoding, tools: Tools) -> Drafter:
-        draft = tools.load(self.draft)
-        only_causal(draft, "speculative")
-        if draft.config.vocab_size != model.config.vocab_size:
-            raise UserError(
-                f"draft = {self.draft!r} has {draft.config.vocab_size} tokens, and the model has "
-                f"{model.config.vocab_size}: speculative decoding needs two models of one tokenizer"
-            )
+        draft = of_one_tokenizer(model, tools, "speculative", "draft", self.draft)
         return DraftModel(draft, texts, decoding)
 
 

@@ -118,11 +118,12 @@ def test_whatever_the_main_thread_waits_for_the_end_of_ray_interrupts_it() -> No
             other.wait()
             with watch.during(again=True):
                 assert watch.problem() == ""  # of a part that nothing depends on
+            begun = time.monotonic()
             said = rf"Ray's raylet on this machine, process {raylet.pid}, was ended by SIGKILL"
             with pytest.raises(RayLost, match=said), watch.during(again=True):
                 raylet.kill()
                 time.sleep(60)
-                pytest.fail("it was not interrupted")
+            assert time.monotonic() - begun < 10
             with pytest.raises(RayLost), watch.during(again=True):
                 raise ValueError("what comes of it")
             assert signal.getsignal(signal.SIGURG) == before

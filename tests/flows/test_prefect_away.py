@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 # From the work's begin to the end; a Prefect that is waited for costs a minute a request.
-AT_ONCE = 50.0
+AT_ONCE = 31.0
 
 
 class Door:
@@ -171,7 +171,7 @@ def test_ctrl_c_is_obeyed_within_seconds_whatever_prefect_does(start: Any, door:
     os.killpg(line.process.pid, signal.SIGINT)
     code, said, _ = line.end()
     assert code == 130, said + line.log()
-    assert time.monotonic() - begun < AT_ONCE
+    assert time.monotonic() - begun < 10
     assert "with a checkpoint" in said and "run slow" in said and "has not been shown all" in said
 
 

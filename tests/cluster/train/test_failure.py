@@ -27,7 +27,6 @@ from model.train_config import TrainConfig
 
 WORDS = "the answer is 43"
 MANY = 1_000_000  # steps: the run never ends by itself
-PROMISED = 10.0  # seconds
 
 
 class Config(BaseModel):
@@ -116,14 +115,15 @@ def error_of(folder: Path, workers: int, **config: Any) -> tuple[BaseException, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "workers"), [("step", 2), ("batch", 2), ("save", 2), ("step", 3)])
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("where", ["step", "batch", "save"])
 def test_a_rank_that_fails_alone_ends_the_run_for_all_within_10_s(
     ray_local: Any, tmp_path: Path, where: str, workers: int
 ) -> None:
     error, seconds = error_of(tmp_path, workers, where=where, rank=workers - 1)
     assert type(error) is ValueError and str(error) == WORDS
     print(f"{where} on {workers} workers: {seconds:.1f} s after the rank had raised")
-    assert seconds < 3 * PROMISED  # for which others are waited on a busy machine
+    assert seconds < 10
     assert f"in {'objective' if where == 'step' else where}" in "".join(traceback.format_exception(error))
 
 
